@@ -1,0 +1,61 @@
+# Every target does its own set-up; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format docs bench reference measure clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { echo "a virtual environment needs: apt-get install python3-venv"; exit 1; }
+
+# torch first and alone: constraints.txt names the version, so that no other requirement pulls a CUDA build.
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e '.[local,cli]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run integrations/langchain/pyproject.toml integrations/llama-index/pyproject.toml requirements-dev.txt
+	$(PIP) -e '.[all]' -e integrations/langchain -e integrations/llama-index -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/.run ## watch an attack with and without the guard
+	@$(BIN)/ada-guard demo
+
+test: $(VENV)/.dev ## run all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+	$(BIN)/mypy --config-file pyproject.toml integrations/langchain/langchain_ada_guard
+	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases llama_index/llms/ada_guard
+
+format: $(VENV)/.dev ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## build the documentation into site/
+	$(PIP) mkdocs-material
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev ## measure the fused check; writes benchmarks/results
+	$(BIN)/python benchmarks/fused_step.py
+	$(BIN)/python benchmarks/bf16_divergence.py
+
+reference: $(VENV)/.dev ## train the reference model and its probe again (about 15 minutes)
+	$(BIN)/python -m ada_guard.reference.build
+
+measure: $(VENV)/.dev ## the reference model's table: writes benchmarks/results/reference.json
+	$(BIN)/python -m ada_guard.reference.measure
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

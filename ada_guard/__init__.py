@@ -1,0 +1,41 @@
+"""ada-guard: a streaming safety guard. The model's own assistant header, put back at any depth, judges the answer."""
+
+from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
+from ada_guard.errors import (
+    AdaGuardError,
+    CheckError,
+    ConfigError,
+    ContentFlaggedError,
+    GenerationError,
+    MissingExtraError,
+)
+from ada_guard.events import Check, Done, Event, Halt, Release, Replace
+from ada_guard.guard import Completion, Guard, GuardedSession
+from ada_guard.policy import OwnRefusal, Policy, Schedule
+from ada_guard.verdict import Decision, Verdict
+
+__all__ = [
+    "AdaGuardError",
+    "CascadeChecker",
+    "Check",
+    "CheckError",
+    "Completion",
+    "ConfigError",
+    "ContentFlaggedError",
+    "Decision",
+    "Done",
+    "Event",
+    "GenerationError",
+    "Guard",
+    "GuardedSession",
+    "Halt",
+    "MissingExtraError",
+    "OwnRefusal",
+    "Policy",
+    "ProbeChecker",
+    "Release",
+    "Replace",
+    "RethinkChecker",
+    "Schedule",
+    "Verdict",
+]

@@ -1,0 +1,107 @@
+"""Where a hidden state is read: the decoder blocks of a model and the hook position in one. Knows no tokens.
+
+Layers are 0-based blocks. The default position is the output of the block's ``input_layernorm``; an architecture
+without one is read at its own first norm, or at the block's input.
+
+Source: Zhang et al. (ICLR 2026) and the authors' ``configs/models.yaml`` (hook: output of ``input_layernorm``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ada_guard.errors import ConfigError
+
+__all__ = ["BLOCK_INPUT", "HiddenStates", "HookPoint", "decoder_blocks", "hook_position", "reading"]
+
+BLOCK_INPUT = "input"
+"""Name of the hook position that reads what goes into the block, before any of its modules."""
+
+_FIRST_NORMS = ("input_layernorm", "operator_norm", "ln_1", "norm1")
+"""Pre-attention norms by the name they carry: llama and most; lfm2; gpt2-like; some ViT-like text stacks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookPoint:
+    """One place to read: a 0-based block and a hook position in it."""
+
+    layer: int
+    position: str
+
+
+class HiddenStates:
+    """What the hooks of one forward pass saw: for each layer a tensor ``[1, rows, hidden]``."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[int, torch.Tensor] = {}
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a causal language model, also where it is wrapped (multimodal models, adapters).
+
+    Raises:
+        ConfigError: No list of blocks with the length the configuration states was found.
+    """
+    config: Any = model.config
+    text_config = config.get_text_config(decoder=True)
+    wanted = int(text_config.num_hidden_layers)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    # A block holds attention, convolution or state-space modules of its own; lists of experts or rotary tables do not.
+    with_parts = [blocks for blocks in lists if all(len(list(block.children())) > 1 for block in blocks)]
+    if not with_parts:
+        raise ConfigError("cannot find the decoder blocks of this architecture")
+    return with_parts[0]
+
+
+def hook_position(model: nn.Module, layer: int) -> str:
+    """The default hook position of a block: its first norm, else the block's input.
+
+    Raises:
+        ConfigError: The model has no such layer.
+    """
+    blocks = decoder_blocks(model)
+    if not 0 <= layer < len(blocks):
+        raise ConfigError(f"layer {layer} does not exist: this model has layers 0 to {len(blocks) - 1}")
+    names = {name for name, _ in blocks[layer].named_children()}
+    return next((name for name in _FIRST_NORMS if name in names), BLOCK_INPUT)
+
+
+@contextmanager
+def reading(model: nn.Module, points: Sequence[HookPoint]) -> Iterator[HiddenStates]:
+    """Reads hidden states during the forward passes inside the block. The hooks are gone when it ends, whatever happens.
+
+    The caller holds the model's lock: hooks belong to the model, not to a stream.
+    """
+    states = HiddenStates()
+    handles = []
+    blocks = decoder_blocks(model) if points else nn.ModuleList()
+
+    def after(layer: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            states.by_layer[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def before(layer: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.by_layer[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    try:
+        for point in points:
+            block = blocks[point.layer]
+            if point.position == BLOCK_INPUT:
+                handles.append(block.register_forward_pre_hook(before(point.layer), with_kwargs=True))
+            else:
+                handles.append(block.get_submodule(point.position).register_forward_hook(after(point.layer)))
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()

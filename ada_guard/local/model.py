@@ -1,0 +1,202 @@
+"""A local Hugging Face model and what the guard needs to know of it. Knows no stream, schedule or verdict."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ada_guard.checkers import Calibration
+from ada_guard.errors import ConfigError
+from ada_guard.local.blocks import HookPoint, decoder_blocks
+from ada_guard.local.fingerprint import Fingerprint, fingerprint
+from ada_guard.prompt import Prompt, encode_prompt
+from ada_guard.reference import BASE_DIR, CHAT_DIR
+from ada_guard.spec import ModelSpec
+
+__all__ = ["LocalModel", "StateProbe"]
+
+_NAMES = {"reference": CHAT_DIR, "reference-base": BASE_DIR}
+
+
+class StateProbe(Protocol):
+    """What a local model needs of a probe; `ada_guard.probe.LinearProbe` is one."""
+
+    @property
+    def hook_point(self) -> HookPoint:
+        """Where the hidden state is read."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration:
+        """Its thresholds."""
+        ...
+
+    def harm_probability(self, state: torch.Tensor) -> float:
+        """P(harmful) for a state, float32 ``[hidden]``."""
+        ...
+
+    def to(self, device: torch.device) -> StateProbe:
+        """The same probe on a device."""
+        ...
+
+    def require_fits(
+        self, *, layers: int, hidden_size: int, header_ids: tuple[int, ...], fingerprint: Fingerprint
+    ) -> None:
+        """Raises `ConfigError` if it belongs to another model."""
+        ...
+
+
+class LocalModel:
+    """Model, tokenizer, spec and probe, with the lock and the worker thread that all streams on the model share.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode, on any device and in any dtype.
+        tokenizer: Its tokenizer, with a chat template.
+        spec: Safety Tokens; derived from the chat template if None.
+        probe: A linear probe fitted on this model.
+        name: How the model is called in reports.
+
+    Raises:
+        ConfigError: Training mode, no chat template, or a probe of another model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        spec: ModelSpec | None = None,
+        probe: StateProbe | None = None,
+        name: str = "model",
+    ) -> None:
+        if model.training:
+            raise ConfigError("the model is in training mode: call model.eval() first")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = ModelSpec.derive(tokenizer) if spec is None else spec
+        self.name = name
+        self.lock = threading.Lock()
+        self.probe: StateProbe | None = None
+        if probe is not None:
+            probe.require_fits(
+                layers=len(decoder_blocks(model)),
+                hidden_size=int(self._text_config.hidden_size),
+                header_ids=self.spec.probe.ids,
+                fingerprint=self.fingerprint,
+            )
+            self.probe = probe.to(model.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        probe: StateProbe | None = None,
+        device: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        variant: str = "answer",
+        **kwargs: Any,
+    ) -> LocalModel:
+        """Loads a model by Hugging Face id or folder; ``"reference"`` is the bundled stand-in.
+
+        Args:
+            model: Id, folder, ``"reference"`` or ``"reference-base"``.
+            probe: A loaded probe of this model.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None leaves it to `device_map` or the CPU.
+            dtype: As transformers takes it.
+            variant: ``"answer"``, or ``"reasoning"`` for the header of a reasoning model's thinking.
+            kwargs: Passed on to ``AutoModelForCausalLM.from_pretrained`` (``device_map``, ``revision``, ...).
+
+        Raises:
+            ConfigError: Nothing there, no such device, no chat template, a probe of another model.
+        """
+        if device is not None:
+            _require_device(device)
+        source = _NAMES.get(str(model), model)
+        revision = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **revision)
+            net = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"cannot load the model {str(model)!r}: no such folder or id, or not a causal language model "
+                f"({type(error).__name__})"
+            ) from None
+        if device is not None:
+            net = net.to(device)
+        spec = ModelSpec.derive(tokenizer, variant="reasoning" if variant == "reasoning" else "answer")
+        return cls(net.eval(), tokenizer, spec=spec, probe=probe, name=str(model))
+
+    @property
+    def _text_config(self) -> Any:
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest context in tokens, where the configuration states one."""
+        value = getattr(self._text_config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a turn: the generation config's, the tokenizer's and the template's end of turn."""
+        found: set[int] = set()
+        for value in (self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id):
+            found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+        end_of_turn = self.tokenizer.convert_tokens_to_ids(self.spec.end_of_turn.strip())
+        if isinstance(end_of_turn, int) and end_of_turn != self.tokenizer.unk_token_id:
+            found.add(end_of_turn)
+        return frozenset(int(i) for i in found)
+
+    @cached_property
+    def worker(self) -> ThreadPoolExecutor:
+        """The one thread on which async streams run this model."""
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="ada-guard")
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What a probe of this model is tied to."""
+        return fingerprint(self.model, self.tokenizer)
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt as the model's own template renders it; see `ada_guard.prompt.encode_prompt`."""
+        return encode_prompt(self.tokenizer, self.spec, messages, tools=tools, template_kwargs=template_kwargs)
+
+    def require_room(self, tokens: int, *, reserve: int) -> int | None:
+        """Tokens that may still be generated behind `tokens`, leaving room for a check; None if unlimited.
+
+        Raises:
+            ConfigError: Not even one fits.
+        """
+        if self.context_tokens is None:
+            return None
+        room = self.context_tokens - tokens - reserve
+        if room < 1:
+            raise ConfigError(
+                f"the prompt and prefill have {tokens} tokens and a check needs {reserve} more: "
+                f"too long for the model's context of {self.context_tokens}"
+            )
+        return room
+
+
+def _require_device(device: str) -> None:
+    kind = device.split(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in available:
+        raise ConfigError(f"unknown device {device!r}: use cpu, cuda, cuda:N or mps")
+    if not available[kind]:
+        raise ConfigError(f"device {device!r} is not available on this machine")
+

@@ -1,0 +1,169 @@
+"""When a stream is checked, what may be shown meanwhile, and what happens on a flag. Knows no model and no threshold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ada_guard.errors import ConfigError
+from ada_guard.verdict import Verdict
+
+__all__ = ["DEFAULT_REPLACEMENT", "OnError", "OnFlag", "OwnRefusal", "Policy", "ReleaseMode", "Replacement", "Schedule"]
+
+DEFAULT_REPLACEMENT = "I'm sorry, but I can't help with that."
+
+ReleaseMode: TypeAlias = Literal["hold", "window", "audit"]
+OnFlag: TypeAlias = Literal["replace", "halt", "raise"]
+OnError: TypeAlias = Literal["halt", "release"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The depths at which checks happen, counted in generated tokens (a prefill does not count).
+
+    A check is due at each of `early_tokens`, at each multiple of `interval_tokens`, and, past `later_from_tokens`,
+    only at multiples of `later_interval_tokens`.
+
+    Attributes:
+        interval_tokens: Tokens between checks, >= 1. Source of the default: 25, Zhang et al. (ICLR 2026), section 4.
+        early_tokens: Additional early depths, ascending, so that the first words are shown soon.
+        later_interval_tokens: Interval past `later_from_tokens`, or None for the same interval throughout.
+        later_from_tokens: Depth from which on the later interval holds.
+    """
+
+    interval_tokens: int = 25
+    early_tokens: tuple[int, ...] = (5, 10, 15)
+    later_interval_tokens: int | None = None
+    later_from_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        depths = (self.interval_tokens, *self.early_tokens, self.later_interval_tokens or 1)
+        if any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in depths):
+            raise ConfigError("check intervals and depths must be whole numbers >= 1")
+        if list(self.early_tokens) != sorted(set(self.early_tokens)):
+            raise ConfigError("early check depths must be ascending, without repeats")
+        if self.later_from_tokens < 0:
+            raise ConfigError("later_from_tokens must be >= 0")
+
+    @classmethod
+    def every(cls, interval_tokens: int) -> Schedule:
+        """A check every `interval_tokens` tokens and nowhere else."""
+        return cls(interval_tokens=interval_tokens, early_tokens=())
+
+    @classmethod
+    def sparse(cls) -> Schedule:
+        """Every 25 tokens up to depth 100, then every 100.
+
+        Source: the adaptive schedule in Zhang et al. (ICLR 2026), ablation of the check interval.
+        """
+        return cls(interval_tokens=25, early_tokens=(), later_interval_tokens=100, later_from_tokens=100)
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """A schedule from its name: ``"default"``, ``"every:N"``, ``"25-then-100"``, or early depths ``"3,8,20/25"``.
+
+        The last form lists early depths and, behind the slash, the interval.
+        """
+        if text == "default":
+            return cls()
+        if text == "25-then-100":
+            return cls.sparse()
+        if match := re.fullmatch(r"every:(\d+)", text):
+            return cls.every(int(match[1]))
+        if match := re.fullmatch(r"(\d+(?:,\d+)*)/(\d+)", text):
+            return cls(early_tokens=tuple(int(d) for d in match[1].split(",")), interval_tokens=int(match[2]))
+        raise ConfigError("unknown schedule: use default, every:N, 25-then-100, or early depths and interval as 3,8,20/25")
+
+    def is_due(self, generated_tokens: int) -> bool:
+        """Whether a check belongs to this depth (in generated tokens, >= 1)."""
+        if generated_tokens in self.early_tokens:
+            return True
+        if self.later_interval_tokens is not None and generated_tokens > self.later_from_tokens:
+            return generated_tokens % self.later_interval_tokens == 0
+        return generated_tokens % self.interval_tokens == 0
+
+    @property
+    def smallest_gap_tokens(self) -> int:
+        """The fewest tokens between two checks: what decides which calibration of a probe applies."""
+        depths = (0, *self.early_tokens)
+        gaps = [b - a for a, b in zip(depths, depths[1:], strict=False)]
+        if self.early_tokens:
+            last = self.early_tokens[-1]
+            gaps.append(self.interval_tokens - last % self.interval_tokens)
+        return min(self.interval_tokens, *gaps) if gaps else self.interval_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRefusal:
+    """Replace by the sentence with which the model itself refused in the lookahead, then by a fixed text.
+
+    Where the check has no such sentence (a probe alone decided), only the fixed text is shown.
+    """
+
+    then: str = ""
+    fallback: str = DEFAULT_REPLACEMENT
+
+    def text_for(self, verdict: Verdict | None) -> str:
+        """The replacement text for a verdict."""
+        if verdict is None or not verdict.refusal:
+            return self.fallback
+        return f"{verdict.refusal} {self.then}".strip()
+
+
+Replacement: TypeAlias = str | OwnRefusal | Callable[[Verdict | None], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Schedule and reactions of a guard. The threshold is not here: it belongs to the checker.
+
+    Attributes:
+        schedule: When checks happen.
+        release: ``"hold"`` shows only what a check passed; ``"window"`` lets at most `window_tokens` unchecked tokens
+            through; ``"audit"`` shows everything at once, never cuts and only reports.
+        window_tokens: The bound of ``"window"``, >= 1; 0 otherwise.
+        consecutive: Flags in a row that are needed for a cut, >= 1. An unconfirmed flag holds text back, and counts as
+            a flag at the end of the stream.
+        on_flag: ``"replace"`` cuts and puts the replacement in place, ``"halt"`` only cuts, ``"raise"`` cuts and raises
+            `ContentFlaggedError` (after an error of a check: `CheckError`).
+        on_error: ``"halt"`` (fail closed) treats a check that could not be made like a flag; ``"release"`` shows the
+            text all the same and records it as unchecked.
+        check_prompt: Check once before the first token also where there is no prefill.
+        replacement: A text, an `OwnRefusal`, or a function of the verdict (None after an error).
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    release: ReleaseMode = "hold"
+    window_tokens: int = 0
+    consecutive: int = 1
+    on_flag: OnFlag = "replace"
+    on_error: OnError = "halt"
+    check_prompt: bool = False
+    replacement: Replacement = field(default=DEFAULT_REPLACEMENT, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("release", self.release, ("hold", "window", "audit")),
+            ("on_flag", self.on_flag, ("replace", "halt", "raise")),
+            ("on_error", self.on_error, ("halt", "release")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}")
+        if not isinstance(self.schedule, Schedule):
+            raise ConfigError("schedule must be a Schedule; Schedule.parse reads one from a text")
+        if self.consecutive < 1:
+            raise ConfigError("consecutive must be >= 1")
+        if (self.release == "window") != (self.window_tokens > 0):
+            raise ConfigError('release="window" needs window_tokens >= 1, and only that mode takes them')
+        if not (isinstance(self.replacement, (str, OwnRefusal)) or callable(self.replacement)):
+            raise ConfigError("replacement must be a text, an OwnRefusal or a function of the verdict")
+
+    def replacement_for(self, verdict: Verdict | None) -> str:
+        """The text that takes the place of what was cut; `verdict` is None after an error."""
+        if isinstance(self.replacement, str):
+            return self.replacement
+        if isinstance(self.replacement, OwnRefusal):
+            return self.replacement.text_for(verdict)
+        return self.replacement(verdict)

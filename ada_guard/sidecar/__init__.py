@@ -1,0 +1,1 @@
+"""Sidecars: what owns the model into which the Safety Tokens are injected."""
