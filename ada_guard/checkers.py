@@ -32,6 +32,8 @@ __all__ = [
 LOOKAHEAD_TOKENS = 20
 """Greedy tokens after the header. Source: Zhang et al. (ICLR 2026), ADA-RK; the authors' ``ada/rethink/generate.py``."""
 
+_SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
+
 
 @dataclass(frozen=True, slots=True)
 class AskProbe:
@@ -219,9 +221,7 @@ class RethinkChecker:
 
     def check(self, context: CheckContext) -> Checking:
         """A short lookahead; a refusal in it flags, unless the answer so far is itself one."""
-        ahead: Lookahead = yield AskLookahead(
-            max_tokens=self.lookahead_tokens, undecided=lambda text: self.matcher.decide(text) is None
-        )
+        ahead: Lookahead = yield AskLookahead(max_tokens=self.lookahead_tokens, undecided=self._wants_more)
         refuses = self.matcher.decide(ahead.text, complete=True) is True
         reason: str | None = None
         decision = Decision.PASS
@@ -235,8 +235,17 @@ class RethinkChecker:
             depth=context.depth,
             reason=reason,
             lookahead_tokens=ahead.tokens,
-            refusal=self.matcher.first_refusal(ahead.text) if decision is Decision.FLAG else None,
+            refusal=self._whole_refusal(ahead.text) if decision is Decision.FLAG else None,
         )
+
+    def _wants_more(self, text: str) -> bool:
+        """Goes on while it may become a refusal, and, once it is one, to the end of its sentence."""
+        decision = self.matcher.decide(text)
+        return decision is None or (decision and self._whole_refusal(text) is None)
+
+    def _whole_refusal(self, text: str) -> str | None:
+        sentence = self.matcher.first_refusal(text)
+        return sentence if sentence and sentence.endswith(_SENTENCE_ENDS) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

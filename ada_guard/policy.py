@@ -87,12 +87,10 @@ class Schedule:
     @property
     def smallest_gap_tokens(self) -> int:
         """The fewest tokens between two checks: what decides which calibration of a probe applies."""
-        depths = (0, *self.early_tokens)
-        gaps = [b - a for a, b in zip(depths, depths[1:], strict=False)]
-        if self.early_tokens:
-            last = self.early_tokens[-1]
-            gaps.append(self.interval_tokens - last % self.interval_tokens)
-        return min(self.interval_tokens, *gaps) if gaps else self.interval_tokens
+        last_early = self.early_tokens[-1] if self.early_tokens else 0
+        due = [depth for depth in range(1, last_early + self.interval_tokens + 1) if self.is_due(depth)]
+        gaps = [after - before for before, after in zip([0, *due], due, strict=False)]
+        return min(self.interval_tokens, self.later_interval_tokens or self.interval_tokens, *gaps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ class LocalContext:
 
     Args:
         model: The model.
-        plan: As `plan_generation` gives it. Its `input_ids` are the prompt.
+        plan: As `plan_generation` gives it. Its `input_ids` are the prompt; its cache becomes the context's own.
         check_pass: How checks are fed.
         hook_points: Layers whose state is read at the header. Empty: the model's probe, if it has one.
     """
@@ -88,7 +88,8 @@ class LocalContext:
         self._local = model
         self._net: Any = model.model
         self._ids = plan.input_ids
-        self._kwargs = dict(plan.model_kwargs)
+        # Taken over, not copied: the plan lives as long as the stream, and must not keep the cache alive.
+        self._kwargs, plan.model_kwargs = plan.model_kwargs, {}
         cache = self._kwargs.get("past_key_values")
         if cache is None:
             raise ConfigError("this model keeps no KV cache; the guard needs one")

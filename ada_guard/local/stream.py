@@ -188,7 +188,13 @@ def _generation_config(
 ) -> tuple[Any, tuple[str, ...]]:
     """The model's own generation config with the request's settings, and the stop strings, which we match ourselves."""
     config = copy.deepcopy(model.model.generation_config)
-    if unknown := config.update(**generation):
+    if generation.get("num_return_sequences", 1) != 1:
+        raise ConfigError("num_return_sequences must be 1: open one stream for each answer")
+    try:
+        unknown = config.update(**generation)
+    except ValueError:
+        raise ConfigError("transformers refuses these generation settings") from None
+    if unknown:
         raise ConfigError(f"unknown generation setting: {', '.join(sorted(unknown))}")
     if temperature is not None:
         if not (math.isfinite(temperature) and temperature >= 0):
@@ -200,8 +206,6 @@ def _generation_config(
         config.temperature = config.top_p = config.top_k = None
     if config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ConfigError("a guarded stream is greedy or sampled: beam search and assisted decoding cannot be streamed")
-    if (config.num_return_sequences or 1) > 1:
-        raise ConfigError("num_return_sequences must be 1: open one stream for each answer")
     if config.cache_implementation is not None:
         raise ConfigError("the guard needs transformers' dynamic cache: leave cache_implementation unset")
     wanted = max_new_tokens if max_new_tokens is not None else config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS

@@ -1,0 +1,197 @@
+"""Fits and calibrates the probe that ships with the reference model; the recipe of `ada_guard.reference.build`.
+
+Harmful are texts on forbidden topics, whoever asked for them. Benign are how-to texts, answers the model writes itself,
+and its own refusals of forbidden requests: a model that refuses does no harm. The fit sees the topics and wordings of
+split `fit`, the thresholds those of `calibration`; `ada_guard.reference.measure` uses `test`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+
+import torch
+
+from ada_guard.local import LocalModel, LocalStream
+from ada_guard.probe import LinearProbe, ProbeCard
+from ada_guard.probe.collect import hook_points, states_at_depths
+from ada_guard.probe.fit import INTERVALS, FittedLayer, ScoredResponse, calibrated_threshold, fit_layer, logit
+from ada_guard.prompt import encode_text
+from ada_guard.reference.data import Kind, Split, chat, go_on, long_document, question, refusal, topics
+
+__all__ = ["Example", "examples", "fit_probe", "generate", "save_probe"]
+
+HARMFUL_DEPTHS = (5, 10, 15, 25, 50, 100, 150, 200, 300, 400, 500, 700, 1000)
+"""Depths at which a harmful text is read. Below 5 tokens it does not yet say what it is about."""
+TARGET_FPR = 0.002
+"""Share of benign responses that may be flagged at any depth; with fewer than 500 responses this means none."""
+CALIBRATED_TOKENS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One response to be read: the conversation, its ids, its label, the depths."""
+
+    messages: list[dict[str, str]]
+    ids: list[int]
+    harmful: bool
+    depths: Sequence[int]
+
+
+def generate(
+    model: LocalModel, messages: Sequence[dict[str, str]], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> list[int]:
+    """Ids of the model's own answer, without any check."""
+    stream = LocalStream(
+        model, model.encode(messages), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    ids = []
+    while stream.finish_reason is None:
+        piece = stream.next_piece()
+        if piece is not None and piece.token_id is not None:
+            ids.append(piece.token_id)
+    return ids
+
+
+def _ask(kind: Kind, split: Split, rng: Random, *, long: bool = False) -> tuple[list[dict[str, str]], str]:
+    topic = rng.choice(topics(kind, split))
+    return [dict(m) for m in chat(question(topic, rng, long=long))], long_document(topic, rng, 1050)
+
+
+def examples(model: LocalModel, split: Split, *, count: int, seed: int, every_token: bool) -> Iterator[Example]:
+    """Responses of all kinds, `count` of each kind.
+
+    Args:
+        model: The reference model.
+        split: Whose topics and wordings.
+        count: Responses of each kind.
+        seed: Of topics, wordings and sampling.
+        every_token: Read benign responses at every token up to `CALIBRATED_TOKENS`, for a threshold that holds there;
+            otherwise at depths spread like the harmful ones.
+    """
+    rng = Random(seed)
+    dense = range(1, CALIBRATED_TOKENS + 1)
+    sparse = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200, 233, 300, 400, 500, 700, 1000)
+    benign_depths: Sequence[int] = dense if every_token else sparse
+    for i in range(count):
+        messages, text = _ask("forbidden", split, rng)
+        yield Example(messages=messages, ids=encode_text(model.tokenizer, text), harmful=True, depths=HARMFUL_DEPTHS)
+        # The request is harmless and the answer is not: the text decides, not the question.
+        other, _ = _ask("benign", split, rng)
+        yield Example(messages=other, ids=encode_text(model.tokenizer, text), harmful=True, depths=HARMFUL_DEPTHS)
+        messages, text = _ask("benign", split, rng)
+        yield Example(messages=messages, ids=encode_text(model.tokenizer, text), harmful=False, depths=benign_depths)
+        messages, _ = _ask("benign", split, rng, long=i % 2 == 0)
+        temperature = 0.0 if i % 3 == 0 else 0.8
+        own = generate(model, messages, max_new_tokens=CALIBRATED_TOKENS, temperature=temperature, seed=seed + i)
+        yield Example(messages=messages, ids=own, harmful=False, depths=benign_depths)
+        messages, text = _ask("forbidden", split, rng)
+        if i % 3 == 0:
+            messages = [*messages, {"role": "assistant", "content": text[:600]}, {"role": "user", "content": go_on(rng)}]
+        own = generate(model, messages, max_new_tokens=80, temperature=temperature, seed=seed + i)
+        yield Example(messages=messages, ids=own, harmful=False, depths=range(1, 81))
+        topic = rng.choice(topics("forbidden", split))
+        said = encode_text(model.tokenizer, refusal(topic, rng))
+        asked = [dict(m) for m in chat(question(topic, rng))]
+        yield Example(messages=asked, ids=said, harmful=False, depths=range(1, 81))
+
+
+def fit_probe(
+    model: LocalModel, *, count: int = 50, seed: int = 0, progress: Callable[[str, int, int], None] | None = None
+) -> LinearProbe:
+    """Fits every layer, takes the one that separates the calibration responses best, and calibrates it.
+
+    Args:
+        model: The reference model, without a probe.
+        count: Responses of each kind, for the fit and for the calibration.
+        seed: Of everything.
+        progress: Told a phase, the examples done and their number.
+    """
+    layers = range(1, model.model.config.num_hidden_layers)
+    points = hook_points(model, layers)
+    total = 6 * count
+
+    def told(phase: str, found: Iterable[Example]) -> Iterator[Example]:
+        for done, example in enumerate(found):
+            if progress is not None:
+                progress(phase, done, total)
+            yield example
+
+    states: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    labels: list[bool] = []
+    for example in told("fit", examples(model, "fit", count=count, seed=seed, every_token=False)):
+        for _, by_layer in states_at_depths(model, example.messages, example.ids, example.depths, points):
+            labels.append(example.harmful)
+            for layer in layers:
+                states[layer].append(by_layer[layer])
+    fitted = {layer: fit_layer(torch.stack(states[layer]), labels) for layer in layers}
+
+    scored: dict[int, list[ScoredResponse]] = {layer: [] for layer in layers}
+    for example in told("calibrate", examples(model, "calibration", count=count, seed=seed + 1, every_token=True)):
+        read = list(states_at_depths(model, example.messages, example.ids, example.depths, points))
+        if read:
+            for layer in layers:
+                scored[layer].append(_scored(fitted[layer], layer, example, read))
+
+    layer = max(layers, key=lambda candidate: _gap(scored[candidate]))
+    thresholds, low = {}, {}
+    for interval in INTERVALS:
+        thresholds[interval], low[interval] = calibrated_threshold(
+            scored[layer], interval_tokens=interval, target_fpr=TARGET_FPR
+        )
+    benign = [r for r in scored[layer] if not r.harmful]
+    card = ProbeCard(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        header_text=model.spec.probe.text,
+        header_ids=model.spec.probe.ids,
+        layer=layer,
+        position=points[layer - layers.start].position,
+        hidden_size=model.model.config.hidden_size,
+        dtype="float32",
+        thresholds=thresholds,
+        low_thresholds=low,
+        calibrated_tokens=CALIBRATED_TOKENS,
+        target_fpr=TARGET_FPR,
+        fit={
+            "seed": seed,
+            "fit_states": len(labels),
+            "fit_harmful_states": sum(labels),
+            "calibration_responses": len(scored[layer]),
+            "calibration_benign_responses": len(benign),
+            "calibration_gap_by_layer": {str(k): round(_gap(v), 4) for k, v in scored.items()},
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+            "transformers": version("transformers"),
+            "scikit_learn": version("scikit-learn"),
+        },
+    )
+    return LinearProbe(weight=fitted[layer].weight, bias=fitted[layer].bias, card=card)
+
+
+def _scored(
+    fitted: FittedLayer, layer: int, example: Example, read: Sequence[tuple[int, dict[int, torch.Tensor]]]
+) -> ScoredResponse:
+    p = fitted.probabilities(torch.stack([by_layer[layer] for _, by_layer in read]))
+    return ScoredResponse(
+        harmful=example.harmful, depths=tuple(depth for depth, _ in read), probabilities=tuple(float(x) for x in p)
+    )
+
+
+def _gap(responses: Sequence[ScoredResponse]) -> float:
+    """How far, in logits, the least harmful reading lies above the benign response that looks most harmful."""
+    least_harmful = sorted(logit(p) for r in responses if r.harmful for p in r.probabilities)
+    return least_harmful[len(least_harmful) // 1000] - max(logit(r.highest(1)) for r in responses if not r.harmful)
+
+
+def save_probe(folder: Path, file: Path, progress: Callable[[str, int, int], None] | None = None) -> LinearProbe:
+    """Fits the probe for the chat model in a folder and saves it."""
+    model = LocalModel.from_pretrained(folder)
+    model.name = "reference"
+    probe = fit_probe(model, progress=progress)
+    probe.save(file)
+    return probe
