@@ -10,7 +10,8 @@ from ada_guard.errors import (
     MissingExtraError,
 )
 from ada_guard.events import Check, Done, Event, Halt, Release, Replace
-from ada_guard.guard import Completion, Guard, GuardedSession
+from ada_guard.guard import Completion, Guard
+from ada_guard.guarded_session import GuardedSession
 from ada_guard.policy import OwnRefusal, Policy, Schedule
 from ada_guard.verdict import Decision, Verdict
 

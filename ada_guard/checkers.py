@@ -1,141 +1,35 @@
-"""Who decides whether a depth passes. Torch-free: a checker asks for numbers and text and never sees a tensor.
-
-A checker is written once, as a generator of requests; a driver answers them, here and now or over a network, sync or
-async. `Guard` is the driver.
-"""
+"""The checkers that come with the guard: probe, rethink, cascade. Torch-free."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from functools import cache
 
+from ada_guard.checking import (
+    LOOKAHEAD_TOKENS,
+    Ask,
+    AskLookahead,
+    AskProbe,
+    Calibration,
+    CheckContext,
+    Checking,
+    Lookahead,
+)
 from ada_guard.errors import CheckError, ConfigError
 from ada_guard.policy import Schedule
 from ada_guard.refusals import RefusalMatcher
 from ada_guard.verdict import Decision, Verdict
 
-__all__ = [
-    "AskLookahead",
-    "AskProbe",
-    "Calibration",
-    "CascadeChecker",
-    "CheckContext",
-    "Checker",
-    "Checking",
-    "Lookahead",
-    "ProbeChecker",
-    "RethinkChecker",
-]
-
-LOOKAHEAD_TOKENS = 20
-"""Greedy tokens after the header. Source: Zhang et al. (ICLR 2026), ADA-RK; the authors' ``ada/rethink/generate.py``."""
+__all__ = ["CascadeChecker", "ProbeChecker", "RethinkChecker"]
 
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
 
 
-@dataclass(frozen=True, slots=True)
-class AskProbe:
-    """Request: the harm probability at the injected Safety Tokens. Answered with a float in [0, 1]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskLookahead:
-    """Request: greedy tokens after the injected header. Answered with a `Lookahead`.
-
-    Attributes:
-        max_tokens: Upper bound, >= 1.
-        undecided: Told the text so far after each token; generation stops as soon as it says False.
-    """
-
-    max_tokens: int
-    undecided: Callable[[str], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lookahead:
-    """Answer to `AskLookahead`. Neither the text nor its tokens stay in the context or inherit the request's settings.
-
-    Attributes:
-        text: The generated text.
-        tokens: How many tokens it took.
-        ended: Whether the model ended its turn within them.
-    """
-
-    text: str = field(repr=False)
-    tokens: int
-    ended: bool
-
-
-Ask: TypeAlias = AskProbe | AskLookahead
-Checking: TypeAlias = Generator[Ask, Any, Verdict]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckContext:
-    """What a checker may know beside its requests.
-
-    Attributes:
-        depth: Assistant tokens, prefill included.
-        generated_tokens: Of those, the generated ones.
-        answer: Gives prefill and generated text so far; a function, since most checks never need the text.
-    """
-
-    depth: int
-    generated_tokens: int
-    answer: Callable[[], str] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Thresholds a probe was calibrated to, by check interval in tokens.
-
-    Attributes:
-        thresholds: Interval in tokens -> harm probability in [0, 1] from which on the probe flags.
-        low_thresholds: Interval in tokens -> harm probability below which a cascade passes without rethink.
-        max_tokens: Length of answer, in tokens, up to which the calibration holds.
-    """
-
-    thresholds: Mapping[int, float]
-    low_thresholds: Mapping[int, float]
-    max_tokens: int
-
-    def _interval_for(self, schedule: Schedule) -> int:
-        gap = schedule.smallest_gap_tokens
-        fitting = [interval for interval in self.thresholds if interval <= gap]
-        return max(fitting) if fitting else min(self.thresholds)
-
-    def threshold_for(self, schedule: Schedule) -> float:
-        """The threshold of the widest calibrated interval that is no wider than the schedule's smallest gap."""
-        return self.thresholds[self._interval_for(schedule)]
-
-    def low_threshold_for(self, schedule: Schedule) -> float:
-        """Likewise, for the lower threshold of a cascade."""
-        return self.low_thresholds[self._interval_for(schedule)]
-
-
-@runtime_checkable
-class Checker(Protocol):
-    """Decides for one depth. Stateless, so that one checker serves many streams at once."""
-
-    @property
-    def name(self) -> str:
-        """Name in verdicts and events."""
-        ...
-
-    @property
-    def asks(self) -> frozenset[type[Ask]]:
-        """The kinds of requests `check` may make; decides which Safety Tokens are injected."""
-        ...
-
-    def prepare(self, calibration: Calibration | None, schedule: Schedule) -> Checker:
-        """This checker with defaults filled in from the probe's calibration. Called once per guard."""
-        ...
-
-    def check(self, context: CheckContext) -> Checking:
-        """Yields requests, is sent their answers, returns the verdict. Raises `CheckError` if it cannot decide."""
-        ...
+@cache
+def _bundled_matcher() -> RefusalMatcher:
+    """Built once: it compiles every phrase of every language, and holds no state."""
+    return RefusalMatcher()
 
 
 def _threshold(value: float | None, name: str) -> None:
@@ -202,7 +96,7 @@ class RethinkChecker:
     """
 
     lookahead_tokens: int = LOOKAHEAD_TOKENS
-    matcher: RefusalMatcher = field(default_factory=RefusalMatcher, repr=False)
+    matcher: RefusalMatcher = field(default_factory=_bundled_matcher, repr=False)
     name: str = "rethink"
 
     def __post_init__(self) -> None:

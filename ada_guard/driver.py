@@ -10,13 +10,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from ada_guard.checkers import Ask, Checker, CheckContext, Lookahead
+from ada_guard.checking import Ask, CheckContext, Checker, Lookahead
 from ada_guard.errors import CheckError
 from ada_guard.events import Done, Event, FinishReason, Release
 from ada_guard.session import Piece, StreamSession
 from ada_guard.verdict import Verdict
 
-__all__ = ["Flow", "Reinjection", "Run", "SidecarSession", "Source", "adrive", "check_due", "drive", "guarded", "unguarded"]
+__all__ = [
+    "Flow",
+    "Reinjection",
+    "Run",
+    "SidecarSession",
+    "Source",
+    "adrive",
+    "check_due",
+    "drive",
+    "guarded",
+    "unguarded",
+]
 
 T = TypeVar("T")
 
@@ -122,8 +133,7 @@ def check_due(session: StreamSession, sidecar: SidecarSession, checker: Checker)
     started = time.perf_counter()
     try:
         verdict = _judge(checker, context, sidecar)
-    except Exception as error:
-        # Whatever went wrong, in our code or in a user's checker: the text is unchecked, and only the class is recorded.
+    except Exception as error:  # noqa: BLE001  # whatever went wrong, also in a user's checker: the text is unchecked
         reason = str(error) if type(error) is CheckError else type(error).__name__
         session.fail(reason, checker=checker.name, elapsed_ms=_ms_since(started))
         return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ada_guard.checkers import CascadeChecker, Checker, ProbeChecker, RethinkChecker
+from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
+from ada_guard.checking import Checker
 from ada_guard.driver import adrive, check_due, drive, guarded, run_on, unguarded
 from ada_guard.errors import CheckError, ConfigError
 from ada_guard.events import Check, Done, Event, FinishReason, Release, Replace
+from ada_guard.guarded_session import GuardedSession
 from ada_guard.policy import Policy
-from ada_guard.session import Piece, StreamSession
+from ada_guard.session import StreamSession
 from ada_guard.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ada_guard.prompt import Prompt
     from ada_guard.sidecar.companion import CompanionStream
 
-__all__ = ["Completion", "Guard", "GuardedSession", "Messages"]
+__all__ = ["Completion", "Guard", "Messages"]
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 CheckName: TypeAlias = Literal["probe", "rethink", "cascade"]
@@ -75,7 +75,8 @@ class Guard:
         model: The local model that generates, or that judges what something else generates.
         checker: Who decides. None: the probe if the model has one, else rethink.
         policy: When to check and what to do then.
-        check_pass: ``"fused"`` lets checks ride in the decode step; ``"separate"`` is bit-identical to an unguarded run.
+        check_pass: ``"fused"`` lets checks ride in the decode step; ``"separate"`` is bit-identical to an unguarded
+            run.
 
     Raises:
         ConfigError: A probe check without a probe.
@@ -114,7 +115,8 @@ class Guard:
         Args:
             model: Hugging Face id, folder, or ``"reference"`` for the bundled stand-in (which brings its probe).
             probe: A probe file or a loaded probe of this model; enables the probe and the cascade.
-            check: ``"probe"``, ``"rethink"``, ``"cascade"`` or a checker. None: the probe if there is one, else rethink.
+            check: ``"probe"``, ``"rethink"``, ``"cascade"`` or a checker. None: the probe if there is one, else
+                rethink.
             policy: When to check and what to do then.
             check_pass: As in the constructor.
             model_kwargs: ``device``, ``dtype``, ``device_map``, ``revision`` and so on; see `LocalModel`.
@@ -195,7 +197,7 @@ class Guard:
         session = StreamSession(
             self.policy, prefill_tokens=companion.prefill_tokens, prefill_text=companion.prefill_text
         )
-        return GuardedSession(self, session, companion)
+        return GuardedSession(session, companion, self.checker, self.model.worker)
 
     def check(self, messages: Messages, response: str, *, tools: Sequence[Any] | None = None) -> Verdict:
         """Judges a finished answer at every depth of the schedule and at its end.
@@ -241,7 +243,9 @@ class Guard:
     ) -> tuple[LocalStream, StreamSession]:
         from ada_guard.local import LocalStream
 
-        own = {name: generation[name] for name in ("max_new_tokens", "temperature", "stop", "seed") if name in generation}
+        own = {
+            name: generation[name] for name in ("max_new_tokens", "temperature", "stop", "seed") if name in generation
+        }
         rest = {name: value for name, value in generation.items() if name not in own}
         source = LocalStream(
             self.model, self._prompt(messages, tools), check_pass=self.check_pass, generation=rest, **own
@@ -253,74 +257,6 @@ class Guard:
         from ada_guard.sidecar.companion import CompanionStream
 
         return CompanionStream(self.model, self._prompt(messages, tools), check_pass=self.check_pass)
-
-
-class GuardedSession:
-    """A guarded stream that the user drives. Use as a context manager, or call `close` or `abandon`.
-
-    Not for use by several threads at once; open one session for each stream.
-    """
-
-    def __init__(self, guard: Guard, session: StreamSession, companion: CompanionStream) -> None:
-        self._guard = guard
-        self._session = session
-        self._companion = companion
-        self._started = time.perf_counter()
-        self._closed = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the stream was cut or closed: nothing pushed from now on is looked at."""
-        return self._session.ended or self._closed
-
-    def push(self, delta: str) -> list[Event]:
-        """Takes the next text of the stream; returns what may be shown now, and what else happened.
-
-        Raises:
-            ContentFlaggedError: Only with ``on_flag="raise"``.
-        """
-        return [] if self.ended else self._take(self._companion.push(delta))
-
-    def close(self, finish_reason: FinishReason = "stop") -> list[Event]:
-        """The stream has ended by itself: checks and releases the rest. Empty after a cut or a second call."""
-        return [] if self.ended else self._take(self._companion.flush(), finish_reason)
-
-    async def apush(self, delta: str) -> list[Event]:
-        """As `push`, for async code."""
-        return await run_on(self._guard.model.worker, lambda: self.push(delta))
-
-    async def aclose(self, finish_reason: FinishReason = "stop") -> list[Event]:
-        """As `close`, for async code."""
-        return await run_on(self._guard.model.worker, lambda: self.close(finish_reason))
-
-    def abandon(self) -> None:
-        """Drops the stream without a further check. What was held back is never shown."""
-        self._closed = True
-        self._companion.close()
-
-    def _take(self, pieces: Sequence[Piece], finish_reason: FinishReason | None = None) -> list[Event]:
-        session = self._session
-        for piece in pieces:
-            session.push(piece)
-        if finish_reason is not None:
-            session.end(finish_reason)
-        while session.due is not None:
-            check_due(session, self._companion, self._guard.checker)
-        events = session.drain()
-        if session.ended:
-            self.abandon()
-            events.append(session.done(wall_ms=(time.perf_counter() - self._started) * 1000.0))
-            if session.error is not None:
-                raise session.error
-        return events
-
-    def __enter__(self) -> GuardedSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abandon()
 
 
 def _completion(events: list[Event]) -> Completion:

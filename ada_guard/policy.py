@@ -1,4 +1,4 @@
-"""When a stream is checked, what may be shown meanwhile, and what happens on a flag. Knows no model and no threshold."""
+"""When a stream is checked, what may be shown meanwhile, what happens on a flag. Knows no model and no threshold."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Schedule:
             return cls.every(int(match[1]))
         if match := re.fullmatch(r"(\d+(?:,\d+)*)/(\d+)", text):
             return cls(early_tokens=tuple(int(d) for d in match[1].split(",")), interval_tokens=int(match[2]))
-        raise ConfigError("unknown schedule: use default, every:N, 25-then-100, or early depths and interval as 3,8,20/25")
+        raise ConfigError(
+            "unknown schedule: use default, every:N, 25-then-100, or early depths and interval as 3,8,20/25"
+        )
 
     def is_due(self, generated_tokens: int) -> bool:
         """Whether a check belongs to this depth (in generated tokens, >= 1)."""

@@ -122,7 +122,7 @@ class StreamSession:
             self._record(at, "unchecked", verdict.checker, verdict.reason or "abstain", elapsed_ms, verdict)
             self._unchecked(at, "the checker abstained")
             return
-        self._record(at, verdict.decision.value, verdict.checker, verdict.reason, elapsed_ms, verdict)
+        self._record(at, "pass" if verdict.passed else "flag", verdict.checker, verdict.reason, elapsed_ms, verdict)
         if verdict.passed:
             self._clear(at)
         else:
@@ -257,4 +257,6 @@ class StreamSession:
         if self._policy.on_flag == "replace":
             self._events.append(Replace(text=self._policy.replacement_for(verdict)))
         elif self._policy.on_flag == "raise":
-            self._error = ContentFlaggedError(verdict) if verdict else CheckError(f"check at depth {depth} failed: {why}")
+            self._error = (
+                ContentFlaggedError(verdict) if verdict else CheckError(f"check at depth {depth} failed: {why}")
+            )

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ada_guard.checkers import Ask, AskProbe, Calibration, Checker, Lookahead, ProbeChecker
+from ada_guard.checkers import ProbeChecker
+from ada_guard.checking import Ask, AskProbe, Calibration, Checker, Lookahead
 from ada_guard.events import FinishReason
 from ada_guard.guard import Guard, Messages
 from ada_guard.policy import Policy

@@ -1,7 +1,8 @@
 """How often a guarded greedy stream differs from the unguarded one: fused and separate checks, bfloat16 and float32.
 
-A forward pass of k+1 rows rounds otherwise than one of a single row, so in bfloat16 a near-tie between two tokens can fall
-the other way. Separate checks leave the decode steps alone. Run on the reference model with every prompt of the test split.
+A forward pass of k+1 rows rounds otherwise than one of a single row, so in bfloat16 a near-tie between two tokens can
+fall the other way. Separate checks leave the decode steps alone. Run on the reference model with prompts of the test
+split.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def main() -> None:
                 settings = {"max_new_tokens": options.tokens, "temperature": 0}
                 same = 0
                 for messages in asked:
-                    with_checks, without = list(guard.stream(messages, **settings)), list(
-                        guard.unguarded(messages, **settings)
+                    with_checks, without = (
+                        list(guard.stream(messages, **settings)),
+                        list(guard.unguarded(messages, **settings)),
                     )
                     guarded, plain = with_checks[-1], without[-1]
                     assert isinstance(guarded, Done)

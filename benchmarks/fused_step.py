@@ -1,7 +1,7 @@
 """What a check at every token costs: a fused decode step against a plain one, as a ratio in one run.
 
-A random model of 0.4 B parameters in bfloat16: timing does not depend on what the weights say. Plain, fused and separate
-steps are interleaved on the same context, so that a noisy machine disturbs all of them alike.
+A random model of 0.4 B parameters in bfloat16: timing does not depend on what the weights say. Plain, fused and
+separate steps are interleaved on contexts of one depth, so that a noisy machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ada_guard.checkers import AskProbe
+from ada_guard.checking import AskProbe
 from ada_guard.local.blocks import HookPoint
-from ada_guard.local.context import LocalContext, plan_generation
+from ada_guard.local.context import LocalContext
+from ada_guard.local.plan import plan_generation
 
 HEADER = (11, 12, 13, 14)
 """Stand-ins for Safety Tokens: as many as the longest probe header of the paper's models has."""
@@ -49,9 +50,7 @@ def context(net: Any, depth: int, check_pass: str) -> LocalContext:
     """A context of `depth` random tokens, prefilled."""
     import threading
 
-    spec = SimpleNamespace(
-        probe=SimpleNamespace(ids=HEADER), rethink=SimpleNamespace(ids=HEADER), probe_is_prefix=True
-    )
+    spec = SimpleNamespace(probe=SimpleNamespace(ids=HEADER), rethink=SimpleNamespace(ids=HEADER), probe_is_prefix=True)
     local: Any = SimpleNamespace(model=net, lock=threading.Lock(), spec=spec, probe=None)
     ids = torch.randint(100, 30_000, (1, depth), device=net.device)
     plan = plan_generation(
@@ -118,7 +117,8 @@ def main() -> None:
         results.append(row)
         print(
             f"depth {depth}: plain {median['plain']:.1f} ms, fused check at every token {median['fused']:.1f} ms "
-            f"({row['fused_to_plain']:.2f}x), separate pass {median['separate']:.1f} ms ({row['separate_to_plain']:.2f}x)"
+            f"({row['fused_to_plain']:.2f}x), separate pass {median['separate']:.1f} ms "
+            f"({row['separate_to_plain']:.2f}x)"
         )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     saved = {

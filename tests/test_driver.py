@@ -24,7 +24,8 @@ from ada_guard import (
     RethinkChecker,
     Schedule,
 )
-from ada_guard.checkers import CascadeChecker, CheckContext, Checking
+from ada_guard.checkers import CascadeChecker
+from ada_guard.checking import CheckContext, Checking
 from ada_guard.driver import adrive, drive, guarded
 from ada_guard.session import StreamSession
 from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedSidecar, ScriptedSource, words
@@ -318,7 +319,9 @@ def test_cascade_asks_rethink_only_in_the_middle(p: float, lookahead: str, decis
         return lookahead
 
     source = ScriptedSource("a b c d e")
-    flow = guarded(StreamSession(EVERY5), source, ScriptedSidecar(lambda _: p, ahead), CascadeChecker(low=0.1, high=0.9))
+    flow = guarded(
+        StreamSession(EVERY5), source, ScriptedSidecar(lambda _: p, ahead), CascadeChecker(low=0.1, high=0.9)
+    )
     check = next(e for e in drive(flow, source) if isinstance(e, Check))
     assert check.decision == decision
     assert bool(calls) is asked
@@ -335,7 +338,9 @@ def test_elapsed_time_of_checks_is_summed() -> None:
         return 0.0
 
     source = ScriptedSource("a b c d e f")
-    events = list(drive(guarded(StreamSession(EVERY5), source, ScriptedSidecar(slow), ProbeChecker(threshold=0.5)), source))
+    events = list(
+        drive(guarded(StreamSession(EVERY5), source, ScriptedSidecar(slow), ProbeChecker(threshold=0.5)), source)
+    )
     done = events[-1]
     assert isinstance(done, Done)
     assert done.checks == 2

@@ -8,10 +8,11 @@ import pytest
 import tiny_models
 import torch
 
-from ada_guard.checkers import AskLookahead, AskProbe
+from ada_guard.checking import AskLookahead, AskProbe
 from ada_guard.local import LocalModel
 from ada_guard.local.blocks import BLOCK_INPUT, HookPoint, hook_position, reading
-from ada_guard.local.context import LocalContext, plan_generation
+from ada_guard.local.context import LocalContext
+from ada_guard.local.plan import plan_generation
 
 LAYER = 2
 PROMPT_TOKENS = 20

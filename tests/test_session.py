@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ada_guard import Check, ContentFlaggedError, Decision, Done, Event, Halt, Policy, Release, Replace, Schedule, Verdict
+from ada_guard import (
+    Check,
+    ContentFlaggedError,
+    Decision,
+    Done,
+    Event,
+    Halt,
+    Policy,
+    Release,
+    Replace,
+    Schedule,
+    Verdict,
+)
 from ada_guard.errors import CheckError, ConfigError
 from ada_guard.session import Piece, StreamSession
 
@@ -45,9 +57,7 @@ def settle(session: StreamSession, outcome: str) -> None:
         session.resolve(Verdict(decision=Decision(outcome), checker="scripted", depth=depth), elapsed_ms=1.0)
 
 
-def play(
-    pieces: list[str], policy: Policy, script: list[str], *, prefill_tokens: int = 0, batch: int = 1
-) -> Run:
+def play(pieces: list[str], policy: Policy, script: list[str], *, prefill_tokens: int = 0, batch: int = 1) -> Run:
     """Runs a session over the pieces; the script's outcomes are used in turn, the last one for ever."""
     session = StreamSession(policy, prefill_tokens=prefill_tokens)
     run = Run(session=session)

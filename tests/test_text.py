@@ -32,7 +32,10 @@ def test_no_half_character_is_given_out(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.text(alphabet="ab#", max_size=30), st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text(alphabet="ab#", max_size=30),
+    st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_stop_strings_are_trimmed_and_their_beginnings_held_back(text: str, stops: list[str]) -> None:
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     expected = text[: min(found)] if found else text

@@ -74,7 +74,7 @@ def hook_position(model: nn.Module, layer: int) -> str:
 
 @contextmanager
 def reading(model: nn.Module, points: Sequence[HookPoint]) -> Iterator[HiddenStates]:
-    """Reads hidden states during the forward passes inside the block. The hooks are gone when it ends, whatever happens.
+    """Reads hidden states during the forward passes inside the block. The hooks are gone when it ends, however it ends.
 
     The caller holds the model's lock: hooks belong to the model, not to a stream.
     """

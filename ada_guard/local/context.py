@@ -8,58 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from ada_guard.checkers import Ask, AskLookahead, AskProbe, Lookahead
-from ada_guard.errors import CheckError, ConfigError
+from ada_guard.checking import Ask, AskLookahead
+from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint, reading
-from ada_guard.local.rollback import CacheSnapshot, can_crop, require_supported
+from ada_guard.local.header import Header
+from ada_guard.local.plan import GenerationPlan
+from ada_guard.local.rollback import can_crop, require_supported
 
 if TYPE_CHECKING:
     from ada_guard.local.model import LocalModel
 
-__all__ = ["CheckPass", "GenerationPlan", "Header", "LocalContext", "plan_generation"]
+__all__ = ["CheckPass", "LocalContext"]
 
 CheckPass: TypeAlias = Literal["fused", "separate"]
-
-
-@dataclass(slots=True)
-class GenerationPlan:
-    """What transformers' ``generate`` prepared for one request, before its loop would have begun."""
-
-    input_ids: torch.Tensor
-    logits_processor: Any
-    stopping_criteria: Any
-    generation_config: Any
-    model_kwargs: dict[str, Any]
-
-
-def plan_generation(model: Any, input_ids: torch.Tensor, **settings: Any) -> GenerationPlan:
-    """Lets ``generate`` prepare everything and hands it back instead of running a loop.
-
-    ``custom_generate`` accepts any callable; what it returns is what ``generate`` returns (transformers >= 5.19).
-
-    Args:
-        model: A transformers model with ``generate``.
-        input_ids: int64 ``[1, tokens]``.
-        settings: Keyword arguments of ``generate``.
-    """
-
-    def prepared(
-        _model: Any,
-        input_ids: torch.Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **model_kwargs: Any,
-    ) -> GenerationPlan:
-        return GenerationPlan(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
-
-    plan: GenerationPlan = model.generate(input_ids, custom_generate=prepared, **settings)
-    return plan
 
 
 class LocalContext:
@@ -85,7 +50,7 @@ class LocalContext:
         check_pass: CheckPass = "fused",
         hook_points: Sequence[HookPoint] = (),
     ) -> None:
-        self._local = model
+        self.local = model
         self._net: Any = model.model
         self._ids = plan.input_ids
         # Taken over, not copied: the plan lives as long as the stream, and must not keep the cache alive.
@@ -95,7 +60,7 @@ class LocalContext:
             raise ConfigError("this model keeps no KV cache; the guard needs one")
         self._cache: Any = require_supported(cache)
         self._sparse_logits = self._kwargs.pop("logits_to_keep", None) is not None
-        self._unfed = int(self._ids.shape[1])
+        self.unfed_tokens = int(self._ids.shape[1])
         self._prefilled = False
         self._want_fused = check_pass == "fused"
         self._fused = False
@@ -127,7 +92,7 @@ class LocalContext:
             new = torch.tensor([list(token_ids)], dtype=self._ids.dtype, device=self._ids.device)
             self._ids = torch.cat([self._ids, new], dim=-1)
             self._kwargs = self._extended(len(token_ids))
-        self._unfed += len(token_ids)
+        self.unfed_tokens += len(token_ids)
         self._logits = None
 
     def next_logits(self) -> torch.Tensor:
@@ -149,7 +114,7 @@ class LocalContext:
             asks: The kinds of requests that will be made; decides which form of the header is injected.
         """
         self._prefill()
-        if not self._fused and self._unfed:
+        if not self._fused and self.unfed_tokens:
             self._feed()
         header = Header(self, full=AskLookahead in asks)
         try:
@@ -163,18 +128,21 @@ class LocalContext:
         """Feeds the prompt in one pass of its own, as an unguarded run does."""
         if self._prefilled:
             return
-        self._logits = self._forward(None, rows=[self._unfed - 1], first=True)
-        self._unfed = 0
+        self.fed(self.forward(None, rows=[self.unfed_tokens - 1], first=True))
         self._prefilled = True
         self._fused = self._want_fused and can_crop(self._cache)
         if self._fused:
             self._cache.activate_past_recording()
 
     def _feed(self) -> None:
-        self._logits = self._forward(None, rows=[self._unfed - 1])
-        self._unfed = 0
+        self.fed(self.forward(None, rows=[self.unfed_tokens - 1]))
         if self._fused:
             self._cache.crop(0)
+
+    def fed(self, next_logits: torch.Tensor) -> None:
+        """Notes that a pass fed everything unfed and gave these logits behind it, float32 ``[1, vocabulary]``."""
+        self._logits = next_logits
+        self.unfed_tokens = 0
 
     def _extended(self, tokens: int) -> dict[str, Any]:
         """Positions and mask of the context, extended by `tokens` in the way the model itself does."""
@@ -183,7 +151,7 @@ class LocalContext:
         )
         return extended
 
-    def _forward(
+    def forward(
         self,
         extra: Sequence[int] | None,
         *,
@@ -204,9 +172,9 @@ class LocalContext:
         Returns:
             float32 ``[len(rows), vocabulary]``.
         """
-        with self._local.lock, torch.inference_mode():
+        with self.local.lock, torch.inference_mode():
             ids, kwargs = self._ids, dict(self._kwargs)
-            new = self._unfed
+            new = self.unfed_tokens
             if extra is not None:
                 tail = torch.tensor([[0] * already_extra + list(extra)], dtype=ids.dtype, device=ids.device)
                 ids = torch.cat([ids, tail], dim=-1)
@@ -222,101 +190,5 @@ class LocalContext:
             if on_states:
                 on_states(states.by_layer)
             logits = out.logits[0] if self._sparse_logits else out.logits[0, list(rows)]
-            return logits.to(dtype=torch.float32, device=self._ids.device, copy=True)
-
-
-class Header:
-    """The Safety Tokens in a context. Fed on the first request; one pass serves probe, lookahead and decode step."""
-
-    def __init__(self, context: LocalContext, *, full: bool) -> None:
-        spec = context._local.spec
-        self._context = context
-        self._spec = spec
-        self._ids = spec.rethink.ids if full and (spec.probe_is_prefix or not context.hook_points) else spec.probe.ids
-        self._snapshot: CacheSnapshot | None = CacheSnapshot(context._cache)
-        self._fed: tuple[int, ...] = ()
-        self._states: dict[int, torch.Tensor] = {}
-        self._ahead: torch.Tensor | None = None
-        self._with_header: CacheSnapshot | None = None
-
-    def hidden_states(self) -> dict[int, torch.Tensor]:
-        """Layer -> float32 ``[hidden]``, on the model's device, at the probe token."""
-        if not self._states:
-            if self._fed:
-                self._take_out()
-            self._feed(self._ids)
-        return self._states
-
-    def harm_probability(self) -> float:
-        """P(harmful) in [0, 1] by the model's probe."""
-        probe = self._context._local.probe
-        if probe is None:
-            raise CheckError("the model has no probe")
-        return probe.harm_probability(self.hidden_states()[probe.hook_point.layer])
-
-    def lookahead(self, max_tokens: int, undecided: Callable[[str], bool]) -> Lookahead:
-        """Greedy tokens after the full header; see `AskLookahead`."""
-        context, rethink = self._context, self._spec.rethink.ids
-        if self._fed != rethink or self._ahead is None:
-            if self._fed:
-                self._take_out()
-            self._feed(rethink)
-        logits = self._ahead
-        tokenizer, eos = context._local.tokenizer, context._local.eos_ids
-        tokens: list[int] = []
-        text = ""
-        while len(tokens) < max_tokens:
-            assert logits is not None
-            token = int(logits.argmax())
-            if token in eos:
-                return Lookahead(text=text, tokens=len(tokens), ended=True)
-            tokens.append(token)
-            text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if len(tokens) == max_tokens or not undecided(text):
-                break
-            if self._snapshot is None and self._with_header is None:
-                self._with_header = CacheSnapshot(context._cache)
-            logits = context._forward([token], rows=[0], already_extra=len(self._fed) + len(tokens) - 1)
-        return Lookahead(text=text, tokens=len(tokens), ended=False)
-
-    def answer(self, ask: Ask) -> float | Lookahead:
-        """Dispatches a checker's request."""
-        if isinstance(ask, AskProbe):
-            return self.harm_probability()
-        return self.lookahead(ask.max_tokens, ask.undecided)
-
-    def remove(self) -> None:
-        """Takes the header out of the context. The tokens it rode with stay."""
-        self._take_out()
-
-    def _feed(self, ids: tuple[int, ...]) -> None:
-        context = self._context
-        kept = context._unfed
-        probe_row = kept + len(self._spec.probe.ids) - 1
-        starts_with_probe = ids[: len(self._spec.probe.ids)] == self._spec.probe.ids
-        rows = [*([kept - 1] if kept else []), kept + len(ids) - 1]
-
-        def read(states: dict[int, torch.Tensor]) -> None:
-            if starts_with_probe:
-                self._states = {layer: state[0, probe_row].float() for layer, state in states.items()}
-
-        logits = context._forward(ids, rows=rows, on_states=read)
-        if kept:
-            # The tokens this pass fed belong to the context: only the header is cropped, and what comes later in this
-            # check is put back to the state after that crop.
-            context._logits = logits[:1]
-            context._unfed = 0
-            self._snapshot = None
-        self._fed = tuple(ids)
-        self._ahead = logits[-1:]
-
-    def _take_out(self) -> None:
-        cache = self._context._cache
-        if self._snapshot is not None:
-            self._snapshot.restore()
-        elif self._fed:
-            if self._with_header is not None:
-                self._with_header.restore()
-            cache.crop(-len(self._fed))
-            self._snapshot, self._with_header = CacheSnapshot(cache), None
-        self._fed = ()
+            wanted: torch.Tensor = logits.to(dtype=torch.float32, device=self._ids.device, copy=True)
+            return wanted

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ada_guard.checkers import Calibration
+from ada_guard.checking import Calibration
 from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint, decoder_blocks
 from ada_guard.local.fingerprint import Fingerprint, fingerprint
@@ -123,7 +123,7 @@ class LocalModel:
         revision = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-            net = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
+            net: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"cannot load the model {str(model)!r}: no such folder or id, or not a causal language model "
@@ -199,4 +199,3 @@ def _require_device(device: str) -> None:
         raise ConfigError(f"unknown device {device!r}: use cpu, cuda, cuda:N or mps")
     if not available[kind]:
         raise ConfigError(f"device {device!r} is not available on this machine")
-

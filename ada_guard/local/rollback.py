@@ -30,7 +30,7 @@ def require_supported(cache: object) -> DynamicCache:
 
 
 def can_crop(cache: Cache) -> bool:
-    """Whether every layer can drop its last tokens. Layers with recurrent state cannot; known only after the prefill."""
+    """Whether every layer can drop its last tokens. One with recurrent state cannot; known only after the prefill."""
     return all(bool(getattr(layer, "is_croppable", False)) for layer in cache.layers)
 
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList, StopStringCriteria
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
-from ada_guard.checkers import LOOKAHEAD_TOKENS, Ask
+from ada_guard.checking import LOOKAHEAD_TOKENS, Ask
 from ada_guard.errors import AdaGuardError, CheckError, ConfigError, GenerationError
 from ada_guard.events import FinishReason
-from ada_guard.local.context import CheckPass, Header, LocalContext, plan_generation
+from ada_guard.local.context import CheckPass, LocalContext
+from ada_guard.local.header import Header
 from ada_guard.local.model import LocalModel
+from ada_guard.local.plan import plan_generation
 from ada_guard.local.text import TextAssembler
 from ada_guard.prompt import Prompt
 from ada_guard.session import Piece
@@ -75,7 +77,6 @@ class LocalStream:
                 torch.tensor([ids], device=model.model.device),
                 generation_config=config,
                 attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=model.model.device),
-                use_cache=True,
             )
         except (ValueError, NotImplementedError, TypeError) as error:
             raise ConfigError(f"transformers refuses these generation settings ({type(error).__name__})") from None
@@ -89,9 +90,7 @@ class LocalStream:
             if stop_strings
             else None
         )
-        self._assembler = TextAssembler(
-            model.tokenizer, context_ids=prompt.prefill_ids, stop_strings=stop_strings
-        )
+        self._assembler = TextAssembler(model.tokenizer, context_ids=prompt.prefill_ids, stop_strings=stop_strings)
         self._random: torch.Generator | None = None
         if plan.generation_config.do_sample:
             self._random = torch.Generator(device=model.model.device)
@@ -120,7 +119,7 @@ class LocalStream:
             return self._step() if self._ending is None else self._flush(self._ending)
         except AdaGuardError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the one boundary to torch
             raise GenerationError(f"the model failed while generating: {type(error).__name__}") from None
 
     @contextmanager
@@ -137,7 +136,7 @@ class LocalStream:
                 yield header
         except AdaGuardError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the one boundary to torch
             raise CheckError(type(error).__name__) from None
 
     def close(self) -> None:
@@ -217,6 +216,7 @@ def _generation_config(
     strings += [own] if isinstance(own, str) else [*own]
     config.stop_strings = None
     config.return_dict_in_generate = False
+    config.use_cache = True
     if not all(strings):
         raise ConfigError("a stop string must not be empty")
     return config, tuple(strings)

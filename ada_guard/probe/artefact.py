@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ada_guard.checkers import Calibration
+from ada_guard.checking import Calibration
 from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint
 from ada_guard.local.fingerprint import Fingerprint
@@ -102,7 +102,9 @@ class LinearProbe:
         """The same probe with its weight on a device."""
         return LinearProbe(weight=self.weight.to(device), bias=self.bias, card=self.card)
 
-    def require_fits(self, *, layers: int, hidden_size: int, header_ids: tuple[int, ...], fingerprint: Fingerprint) -> None:
+    def require_fits(
+        self, *, layers: int, hidden_size: int, header_ids: tuple[int, ...], fingerprint: Fingerprint
+    ) -> None:
         """Refuses a probe of another model.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Hidden states at the injected Safety Tokens, for fitting and for measuring a probe. Knows no labels and no estimator."""
+"""Hidden states at the injected Safety Tokens, for fitting and measuring a probe. Knows no labels and no estimator."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from ada_guard.checkers import AskProbe
+from ada_guard.checking import AskProbe
 from ada_guard.local.blocks import HookPoint, hook_position
-from ada_guard.local.context import CheckPass, LocalContext, plan_generation
+from ada_guard.local.context import CheckPass, LocalContext
 from ada_guard.local.model import LocalModel
+from ada_guard.local.plan import plan_reading
 
 __all__ = ["hook_points", "states_at_depths"]
 
@@ -43,18 +44,7 @@ def states_at_depths(
         The depth and, by layer, the state: float32 ``[hidden]`` on the CPU.
     """
     prompt = model.encode(messages)
-    ids = torch.tensor([[*prompt.ids, *prompt.prefill_ids]], device=model.model.device)
-    plan = plan_generation(
-        model.model,
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=1,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        use_cache=True,
-    )
+    plan = plan_reading(model.model, [*prompt.ids, *prompt.prefill_ids])
     context = LocalContext(model, plan, check_pass=check_pass, hook_points=points)
     fed = 0
     for depth in depths:

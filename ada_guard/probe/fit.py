@@ -43,7 +43,9 @@ class ScoredResponse:
     def highest(self, interval_tokens: int) -> float:
         """The maximum over the checks a schedule of this interval would make, the end of the response included."""
         last = self.depths[-1]
-        return max(p for d, p in zip(self.depths, self.probabilities, strict=True) if d % interval_tokens == 0 or d == last)
+        return max(
+            p for d, p in zip(self.depths, self.probabilities, strict=True) if d % interval_tokens == 0 or d == last
+        )
 
 
 def fit_layer(states: torch.Tensor, harmful: Sequence[bool], *, seed: int = 42) -> FittedLayer:
@@ -62,11 +64,11 @@ def fit_layer(states: torch.Tensor, harmful: Sequence[bool], *, seed: int = 42) 
     """
     if len(set(harmful)) != 2:
         raise ConfigError("fitting a probe needs both harmful and benign states")
-    estimator = LogisticRegression(C=1.0, solver="lbfgs", max_iter=1000, tol=1e-4, class_weight="balanced", random_state=seed)
-    estimator.fit(states.numpy(), np.asarray(harmful))
-    return FittedLayer(
-        weight=torch.from_numpy(estimator.coef_[0]).float(), bias=float(estimator.intercept_[0])
+    estimator = LogisticRegression(
+        C=1.0, solver="lbfgs", max_iter=1000, tol=1e-4, class_weight="balanced", random_state=seed
     )
+    estimator.fit(states.numpy(), np.asarray(harmful))
+    return FittedLayer(weight=torch.from_numpy(estimator.coef_[0]).float(), bias=float(estimator.intercept_[0]))
 
 
 def calibrated_threshold(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-from ada_guard.checkers import LOOKAHEAD_TOKENS, Ask
+from ada_guard.checking import LOOKAHEAD_TOKENS, Ask
 from ada_guard.errors import AdaGuardError, CheckError
-from ada_guard.local.context import CheckPass, Header, LocalContext, plan_generation
+from ada_guard.local.context import CheckPass, LocalContext
+from ada_guard.local.header import Header
 from ada_guard.local.model import LocalModel
+from ada_guard.local.plan import plan_reading
 from ada_guard.prompt import Prompt
 from ada_guard.session import Piece
 from ada_guard.sidecar.settled import SettledTokens
@@ -36,18 +36,7 @@ class CompanionStream:
         model.require_room(len(ids), reserve=self._reserve)
         self.prefill_tokens = len(prompt.prefill_ids)
         self.prefill_text = prompt.prefill_text
-        plan = plan_generation(
-            model.model,
-            torch.tensor([ids], device=model.model.device),
-            attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=model.model.device),
-            max_new_tokens=1,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-        )
-        self._context: LocalContext | None = LocalContext(model, plan, check_pass=check_pass)
+        self._context: LocalContext | None = LocalContext(model, plan_reading(model.model, ids), check_pass=check_pass)
         self._settled = SettledTokens(model.tokenizer)
         self._ids: list[int] = []
         self._in_context = 0
@@ -84,7 +73,7 @@ class CompanionStream:
                 yield header
         except AdaGuardError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the one boundary to torch
             raise CheckError(type(error).__name__) from None
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+
 from llama_index.llms.ada_guard import guard_messages
 
 
