@@ -93,6 +93,7 @@ def guarded(session: StreamSession, source: Source, sidecar: SidecarSession, che
         piece = yield Run(source.next_piece)
         if piece is not None:
             session.push(piece)
+            del piece  # a suspended flow must not keep text alive that the session has dropped
         if source.finish_reason is not None:
             session.end(source.finish_reason)
     yield session.done(wall_ms=_ms_since(started))
@@ -170,6 +171,7 @@ def drive(flow: Flow, source: Source) -> Generator[Event, None, None]:
             else:
                 result = None
                 yield step
+                del step
     finally:
         flow.close()
         source.close()
@@ -189,6 +191,7 @@ async def adrive(flow: Flow, source: Source, worker: Executor) -> AsyncGenerator
             else:
                 result = None
                 yield step
+                del step
     finally:
         flow.close()
         source.close()

@@ -252,6 +252,7 @@ class StreamSession:
         self._dropped = sum(piece.is_token for piece in self._waiting)
         for unsafe in (self._waiting, self._held, self._texts):
             unsafe.clear()
+        self._pending_flag = None
         depth = self._prefill_tokens + at
         self._events.append(Halt(depth=depth, reason=reason, released_depth=self._prefill_tokens + self._released))
         if self._policy.on_flag == "replace":

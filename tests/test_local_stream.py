@@ -474,3 +474,37 @@ def test_a_nan_score_fails_closed(tiny: LocalModel) -> None:
     events = list(guard.stream(USER, max_new_tokens=20, temperature=0))
     assert [e.decision for e in events if isinstance(e, Check)] == ["unchecked"]
     assert done_of(events).released_tokens == 0
+
+
+def _texts(thing: object, seen: set[int], depth: int = 12) -> list[str]:
+    """Every text that can be reached from an object through attributes, containers and suspended frames."""
+    if id(thing) in seen or depth == 0 or isinstance(thing, (type, torch.Tensor, torch.nn.Module)):
+        return []
+    seen.add(id(thing))
+    if isinstance(thing, str):
+        return [thing]
+    inner: list[object] = []
+    if isinstance(thing, dict):
+        inner += [*thing.keys(), *thing.values()]
+    elif isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
+        inner += list(thing)  # type: ignore[call-overload]  # each of them is iterable
+    elif (frame := getattr(thing, "gi_frame", None)) is not None:
+        inner += [*frame.f_locals.values()]
+    elif type(thing).__module__.startswith("ada_guard"):
+        inner += [getattr(thing, name, None) for name in getattr(thing, "__slots__", ())]
+        inner += list(getattr(thing, "__dict__", {}).values())
+    return [text for part in inner for text in _texts(part, seen, depth - 1)]
+
+
+def test_after_a_cut_no_held_text_can_be_reached_from_the_stream(probed: LocalModel) -> None:
+    guard = guard_of(probed, interval=10, flag_from=20)
+    whole = guard_of(probed).complete(USER, max_new_tokens=25, temperature=0)
+    stream = guard.stream(USER, max_new_tokens=60, temperature=0)
+    released = ""
+    for event in stream:
+        released += event.to_dict().get("text", "") if type(event).__name__ == "Release" else ""
+        if isinstance(event, Halt):
+            break
+    held = whole.released[len(released) : len(released) + 6]
+    assert len(held) == 6
+    assert not [text for text in _texts(stream, set()) if held in text]

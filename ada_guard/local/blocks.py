@@ -51,7 +51,9 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     config: Any = model.config
     text_config = config.get_text_config(decoder=True)
     wanted = int(text_config.num_hidden_layers)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    # A multimodal model may have as many blocks in its vision tower: look inside the text decoder where it is named.
+    root: Any = getattr(model, "get_decoder", lambda: None)() or model
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     # A block holds attention, convolution or state-space modules of its own; lists of experts or rotary tables do not.
     with_parts = [blocks for blocks in lists if all(len(list(block.children())) > 1 for block in blocks)]
     if not with_parts:

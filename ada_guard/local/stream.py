@@ -140,8 +140,9 @@ class LocalStream:
             raise CheckError(type(error).__name__) from None
 
     def close(self) -> None:
-        """Ends the generation and frees its cache. May be called twice."""
+        """Ends the generation, frees its cache and forgets its text. May be called twice."""
         self._context = None
+        self._assembler = TextAssembler(self._local.tokenizer)
         self.finish_reason = self.finish_reason or "stop"
 
     def _step(self) -> Piece | None:

@@ -77,9 +77,10 @@ class CompanionStream:
             raise CheckError(type(error).__name__) from None
 
     def close(self) -> None:
-        """Frees the cache. May be called twice."""
+        """Frees the cache and forgets the text. May be called twice."""
         self._context = None
         self._ids.clear()
+        self._settled = SettledTokens(self._model.tokenizer)
 
     def _kept(self, pieces: list[Piece]) -> list[Piece]:
         self._ids += [piece.token_id for piece in pieces if piece.is_token and piece.token_id is not None]

@@ -1,0 +1,82 @@
+"""Writes the figures of `benchmarks/results` into README.md, between its markers. ``--check`` only says if they are stale."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+
+
+def load(name: str) -> dict[str, Any]:
+    """A saved result."""
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def reference_table() -> str:
+    """The reference model's bars."""
+    saved = load("reference")
+    lines = ["| reference model, unseen topics and wordings | rate | n | bar |", "|---|---|---|---|"]
+    for row in saved["rows"]:
+        missed = "" if row["holds"] else " (missed)"
+        lines.append(f"| {row['what']} | {row['rate']:.3f} | {row['n']} | {row['bar']}{missed} |")
+    return "\n".join(
+        [*lines, "", f"`{saved['command']}`, transformers {saved['transformers']}, torch {saved['torch']}"]
+    )
+
+
+def cost_table() -> str:
+    """What a check at every token costs."""
+    saved = load("fused_step")
+    lines = ["| depth | plain step | fused check at every token | separate pass at every token |", "|---|---|---|---|"]
+    for row in saved["results"]:
+        ms = row["median_ms"]
+        lines.append(
+            f"| {row['depth']} | {ms['plain']:.0f} ms | {ms['fused']:.0f} ms ({row['fused_to_plain']:.2f}x) "
+            f"| {ms['separate']:.0f} ms ({row['separate_to_plain']:.2f}x) |"
+        )
+    return "\n".join([*lines, "", f"{saved['model']}; {saved['device']}; `{saved['command']}`"])
+
+
+def divergence_table() -> str:
+    """How often a guarded greedy run differs from the unguarded one."""
+    saved = load("bf16_divergence")
+    lines = ["| dtype | checks | interval | runs identical to the unguarded one |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['dtype']} | {row['check_pass']} | {row['interval_tokens']} | {row['identical']} of {row['of']} |"
+        for row in saved["rows"]
+    ]
+    return "\n".join([*lines, "", f"{saved['model']} model, {saved['tokens']} tokens, greedy; `{saved['command']}`"])
+
+
+BLOCKS = {"reference": reference_table, "cost": cost_table, "divergence": divergence_table}
+
+
+def rewritten(text: str) -> str:
+    """The text with every marked block made anew."""
+    for name, table in BLOCKS.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        text = marked.sub(lambda match, made=table(): f"{match[1]}{made}{match[2]}", text)  # type: ignore[misc]  # default
+    return text
+
+
+def main() -> int:
+    """Rewrites the README, or checks it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = rewritten(before)
+    if options.check:
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
