@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -60,10 +61,10 @@ class ProbeChecker:
 
     def prepare(self, calibration: Calibration | None, schedule: Schedule) -> ProbeChecker:
         """Takes the calibrated threshold unless one was given."""
-        if self.threshold is not None:
-            return self
         if calibration is None:
             raise ConfigError("a probe check needs a probe: pass probe=FILE, or use rethink")
+        if self.threshold is not None:
+            return self
         return replace(self, threshold=calibration.threshold_for(schedule))
 
     def check(self, context: CheckContext) -> Checking:
@@ -170,12 +171,13 @@ class CascadeChecker:
         """Both."""
         return frozenset({AskProbe, AskLookahead})
 
-    def prepare(self, calibration: Calibration | None, schedule: Schedule) -> CascadeChecker:
-        """Takes the calibrated thresholds unless they were given."""
+    def prepare(self, calibration: Calibration | None, schedule: Schedule) -> CascadeChecker | RethinkChecker:
+        """Takes the calibrated thresholds unless they were given. Without a probe it is rethink, and says so."""
+        if calibration is None:
+            warnings.warn("the model has no probe: the cascade checks by rethink alone", stacklevel=3)
+            return self.rethink
         if self.low is not None and self.high is not None:
             return self
-        if calibration is None:
-            raise ConfigError("a cascade needs a probe: pass probe=FILE, or use rethink")
         high = calibration.threshold_for(schedule) if self.high is None else self.high
         low = min(calibration.low_threshold_for(schedule), high) if self.low is None else self.low
         return replace(self, low=low, high=high)

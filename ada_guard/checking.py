@@ -5,6 +5,7 @@ A checker is written once; a driver answers its requests, here and now or over a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -87,17 +88,23 @@ class Calibration:
     Attributes:
         thresholds: Interval in tokens -> harm probability in [0, 1] from which on the probe flags.
         low_thresholds: Interval in tokens -> harm probability below which a cascade passes without rethink.
-        max_tokens: Length of answer, in tokens, up to which the calibration holds.
     """
 
     thresholds: Mapping[int, float]
     low_thresholds: Mapping[int, float]
-    max_tokens: int
 
     def _interval_for(self, schedule: Schedule) -> int:
         gap = schedule.smallest_gap_tokens
         fitting = [interval for interval in self.thresholds if interval <= gap]
-        return max(fitting) if fitting else min(self.thresholds)
+        if fitting:
+            return max(fitting)
+        densest = min(self.thresholds)
+        warnings.warn(
+            f"the schedule checks every {gap} tokens, the probe was calibrated for every {densest} at the densest: "
+            "more false flags are to be expected",
+            stacklevel=5,
+        )
+        return densest
 
     def threshold_for(self, schedule: Schedule) -> float:
         """The threshold of the widest calibrated interval that is no wider than the schedule's smallest gap."""

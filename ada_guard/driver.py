@@ -201,14 +201,17 @@ async def run_on(worker: Executor, call: Callable[[], T]) -> T:
     """Awaits a call on a worker thread; if cancelled, not before the call has left the thread."""
     job = worker.submit(call)
     done = asyncio.wrap_future(job)
-    try:
-        await asyncio.wait({done})
-    except asyncio.CancelledError:
-        if not job.cancel():
+    cancelled = False
+    while not done.done():
+        try:
             await asyncio.wait({done})
-            # Looked at, so that an error of a step nobody waits for is not reported as forgotten.
-            done.cancelled() or done.exception()
-        raise
+        except asyncio.CancelledError:
+            cancelled = True
+            job.cancel()  # takes effect only if it has not begun
+    if cancelled:
+        # Looked at, so that an error of a step nobody waits for is not reported as forgotten.
+        _ = done.cancelled() or done.exception()
+        raise asyncio.CancelledError
     return done.result()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ada_guard.events import Event
     from ada_guard.verdict import Verdict
 
 __all__ = ["AdaGuardError", "CheckError", "ConfigError", "ContentFlaggedError", "GenerationError", "MissingExtraError"]
@@ -24,19 +25,33 @@ class ConfigError(AdaGuardError, ValueError):
 class ContentFlaggedError(AdaGuardError):
     """A check flagged the stream and the policy says ``on_flag="raise"``.
 
+    Attributes:
+        verdict: What the check said.
+        events: From `GuardedSession.push` and `close`, which cannot both return and raise: what they would have
+            returned. A stream has yielded its events before it raises, and leaves this empty.
+
     Deliberately not a subclass of anything a retry policy would catch: asking again would stream the same prefix again.
     """
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(f"content flagged by {verdict.checker} at depth {verdict.depth}")
         self.verdict = verdict
+        self.events: tuple[Event, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.verdict,)
 
 
 class CheckError(AdaGuardError):
-    """A check could not be made (time-out, sidecar gone, NaN score, protocol). Never means that content is harmful."""
+    """A check could not be made (time-out, sidecar gone, NaN score, protocol). Never means that content is harmful.
+
+    Attributes:
+        events: As in `ContentFlaggedError`.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.events: tuple[Event, ...] = ()
 
 
 class GenerationError(AdaGuardError):

@@ -15,16 +15,17 @@ from ada_guard.events import Check, Done, Event, FinishReason, Release, Replace
 from ada_guard.guarded_session import GuardedSession
 from ada_guard.policy import Policy
 from ada_guard.session import StreamSession
-from ada_guard.verdict import Verdict
+from ada_guard.verdict import Decision, Verdict
 
 if TYPE_CHECKING:
     from ada_guard.local import LocalModel, LocalStream, StateProbe
-    from ada_guard.prompt import Prompt
     from ada_guard.sidecar.companion import CompanionStream
 
 __all__ = ["Completion", "Guard", "Messages"]
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
+Tools: TypeAlias = Sequence[Any] | None
+TemplateKwargs: TypeAlias = Mapping[str, Any] | None
 CheckName: TypeAlias = Literal["probe", "rethink", "cascade"]
 
 _CHECKERS: Mapping[str, type[ProbeChecker | RethinkChecker | CascadeChecker]] = {
@@ -141,7 +142,12 @@ class Guard:
     # -- a local stream -------------------------------------------------------------------------------------------
 
     def stream(
-        self, messages: Messages, *, tools: Sequence[Any] | None = None, **generation: Any
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = None,
+        template_kwargs: TemplateKwargs = None,
+        **generation: Any,
     ) -> Generator[Event, None, None]:
         """Generates an answer and yields the events of the guarded stream.
 
@@ -150,6 +156,7 @@ class Guard:
         Args:
             messages: The conversation as role/content mappings. An assistant turn at the end is a prefill.
             tools: Tool definitions for the chat template.
+            template_kwargs: Variables of the chat template, such as ``enable_thinking`` or ``documents``.
             generation: ``max_new_tokens``, ``temperature``, ``stop``, ``seed``; any further field of transformers'
                 ``GenerationConfig``.
 
@@ -158,48 +165,60 @@ class Guard:
             ContentFlaggedError: Only with ``on_flag="raise"``.
             GenerationError: The model failed; what was held back is dropped.
         """
-        source, session = self._open(messages, tools, generation)
+        source, session = self._open(messages, tools, template_kwargs, generation)
         return drive(guarded(session, source, source, self.checker), source)
 
     def astream(
-        self, messages: Messages, *, tools: Sequence[Any] | None = None, **generation: Any
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = None,
+        template_kwargs: TemplateKwargs = None,
+        **generation: Any,
     ) -> AsyncGenerator[Event, None]:
         """As `stream`, for async code; the model runs on a worker thread of its own."""
-        source, session = self._open(messages, tools, generation)
+        source, session = self._open(messages, tools, template_kwargs, generation)
         return adrive(guarded(session, source, source, self.checker), source, self.model.worker)
 
     def unguarded(
-        self, messages: Messages, *, tools: Sequence[Any] | None = None, **generation: Any
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = None,
+        template_kwargs: TemplateKwargs = None,
+        **generation: Any,
     ) -> Generator[Event, None, None]:
         """The same generation without any check: the control for measurements. Shows whatever the model says."""
-        source, _ = self._open(messages, tools, generation)
+        source, _ = self._open(messages, tools, template_kwargs, generation)
         return drive(unguarded(source), source)
 
-    def complete(self, messages: Messages, *, tools: Sequence[Any] | None = None, **generation: Any) -> Completion:
-        """Generates a whole answer; see `stream`."""
-        return _completion(list(self.stream(messages, tools=tools, **generation)))
+    def complete(self, messages: Messages, **settings: Any) -> Completion:
+        """Generates a whole answer; `settings` are those of `stream`."""
+        return _completion(list(self.stream(messages, **settings)))
 
-    async def acomplete(
-        self, messages: Messages, *, tools: Sequence[Any] | None = None, **generation: Any
-    ) -> Completion:
+    async def acomplete(self, messages: Messages, **settings: Any) -> Completion:
         """As `complete`, for async code."""
-        return _completion([event async for event in self.astream(messages, tools=tools, **generation)])
+        return _completion([event async for event in self.astream(messages, **settings)])
 
     # -- text that something else wrote ---------------------------------------------------------------------------
 
-    def session(self, messages: Messages, *, tools: Sequence[Any] | None = None) -> GuardedSession:
+    def session(
+        self, messages: Messages, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+    ) -> GuardedSession:
         """Guards a stream of one's own: push its text, get events.
 
         The model is then a companion: it judges text that it may not have written itself. The published numbers of
         Any-Depth Alignment do not cover that.
         """
-        companion = self._companion(messages, tools)
+        companion = self._companion(messages, tools, template_kwargs)
         session = StreamSession(
             self.policy, prefill_tokens=companion.prefill_tokens, prefill_text=companion.prefill_text
         )
         return GuardedSession(session, companion, self.checker, self.model.worker)
 
-    def check(self, messages: Messages, response: str, *, tools: Sequence[Any] | None = None) -> Verdict:
+    def check(
+        self, messages: Messages, response: str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+    ) -> Verdict:
         """Judges a finished answer at every depth of the schedule and at its end.
 
         Returns:
@@ -208,7 +227,7 @@ class Guard:
         Raises:
             CheckError: A check could not be made, or the checker abstained.
         """
-        companion = self._companion(messages, tools)
+        companion = self._companion(messages, tools, template_kwargs)
         try:
             pieces = [*companion.push(response), *companion.flush()]
             policy = Policy(schedule=self.policy.schedule, consecutive=self.policy.consecutive, check_prompt=not pieces)
@@ -221,25 +240,27 @@ class Guard:
             verdict: Verdict | None = None
             while session.due is not None:
                 verdict = check_due(session, companion, self.checker)
-                if verdict is None:
+                if verdict is None or verdict.decision is Decision.ABSTAIN:
                     raise CheckError(_last_failure(session.drain()))
-            if verdict is None or session.error is not None:
+            if verdict is None:
                 raise CheckError("no check was made")
             return verdict
         finally:
             companion.close()
 
-    async def acheck(self, messages: Messages, response: str, *, tools: Sequence[Any] | None = None) -> Verdict:
+    async def acheck(
+        self, messages: Messages, response: str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+    ) -> Verdict:
         """As `check`, for async code."""
-        return await run_on(self.model.worker, lambda: self.check(messages, response, tools=tools))
+        return await run_on(
+            self.model.worker,
+            lambda: self.check(messages, response, tools=tools, template_kwargs=template_kwargs),
+        )
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _prompt(self, messages: Messages, tools: Sequence[Any] | None) -> Prompt:
-        return self.model.encode(messages, tools=tools)
-
     def _open(
-        self, messages: Messages, tools: Sequence[Any] | None, generation: Mapping[str, Any]
+        self, messages: Messages, tools: Tools, template_kwargs: TemplateKwargs, generation: Mapping[str, Any]
     ) -> tuple[LocalStream, StreamSession]:
         from ada_guard.local import LocalStream
 
@@ -247,16 +268,16 @@ class Guard:
             name: generation[name] for name in ("max_new_tokens", "temperature", "stop", "seed") if name in generation
         }
         rest = {name: value for name, value in generation.items() if name not in own}
-        source = LocalStream(
-            self.model, self._prompt(messages, tools), check_pass=self.check_pass, generation=rest, **own
-        )
+        prompt = self.model.encode(messages, tools=tools, template_kwargs=template_kwargs)
+        source = LocalStream(self.model, prompt, check_pass=self.check_pass, generation=rest, **own)
         session = StreamSession(self.policy, prefill_tokens=source.prefill_tokens, prefill_text=source.prefill_text)
         return source, session
 
-    def _companion(self, messages: Messages, tools: Sequence[Any] | None) -> CompanionStream:
+    def _companion(self, messages: Messages, tools: Tools, template_kwargs: TemplateKwargs) -> CompanionStream:
         from ada_guard.sidecar.companion import CompanionStream
 
-        return CompanionStream(self.model, self._prompt(messages, tools), check_pass=self.check_pass)
+        prompt = self.model.encode(messages, tools=tools, template_kwargs=template_kwargs)
+        return CompanionStream(self.model, prompt, check_pass=self.check_pass)
 
 
 def _completion(events: list[Event]) -> Completion:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ada_guard.checking import Checker
 from ada_guard.driver import check_due, run_on
+from ada_guard.errors import CheckError, ContentFlaggedError
 from ada_guard.events import Event, FinishReason
 from ada_guard.session import Piece, StreamSession
 
@@ -42,7 +43,8 @@ class GuardedSession:
         """Takes the next text of the stream; returns what may be shown now, and what else happened.
 
         Raises:
-            ContentFlaggedError: Only with ``on_flag="raise"``.
+            ContentFlaggedError: Only with ``on_flag="raise"``; what may be shown of the text is in its `events`.
+            CheckError: Likewise, if the check could not be made.
         """
         return [] if self.ended else self._take(self._companion.push(delta))
 
@@ -75,6 +77,8 @@ class GuardedSession:
         if session.ended:
             self.abandon()
             events.append(session.done(wall_ms=(time.perf_counter() - self._started) * 1000.0))
+            if isinstance(session.error, ContentFlaggedError | CheckError):
+                session.error.events = tuple(events)
             if session.error is not None:
                 raise session.error
         return events

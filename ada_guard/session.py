@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ada_guard.errors import AdaGuardError, CheckError, ContentFlaggedError
 from ada_guard.events import Check, CheckDecision, Done, Event, FinishReason, Halt, HaltReason, Release, Replace
-from ada_guard.policy import Policy
+from ada_guard.policy import DEFAULT_REPLACEMENT, Policy
 from ada_guard.verdict import Decision, Verdict
 
 __all__ = ["Piece", "StreamSession"]
@@ -218,7 +218,8 @@ class StreamSession:
                 return
 
     def _finish(self) -> None:
-        if self._taken and self._last_check != self._taken:
+        # Text without a token, at the very start, is text that no check has seen either.
+        if (self._taken or self._held) and self._last_check != self._taken:
             self._due = self._taken
         elif self._pending_flag is not None and self._policy.release != "audit":
             self._cut(self._taken, "flag", self._pending_flag)
@@ -256,8 +257,16 @@ class StreamSession:
         depth = self._prefill_tokens + at
         self._events.append(Halt(depth=depth, reason=reason, released_depth=self._prefill_tokens + self._released))
         if self._policy.on_flag == "replace":
-            self._events.append(Replace(text=self._policy.replacement_for(verdict)))
+            self._events.append(Replace(text=self._replacement(verdict)))
         elif self._policy.on_flag == "raise":
             self._error = (
                 ContentFlaggedError(verdict) if verdict else CheckError(f"check at depth {depth} failed: {why}")
             )
+
+    def _replacement(self, verdict: Verdict | None) -> str:
+        """A function of the user's that fails must not undo the cut: the default text stands in, then it is raised."""
+        try:
+            return self._policy.replacement_for(verdict)
+        except Exception as error:  # noqa: BLE001  # raised once the events are delivered
+            self._error = AdaGuardError(f"the policy's replacement function failed: {type(error).__name__}")
+            return DEFAULT_REPLACEMENT

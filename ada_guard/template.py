@@ -27,8 +27,10 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **kwargs: Any)
     """The text that the chat template makes of messages.
 
     Raises:
-        ConfigError: The template rejects them. Its own message is dropped, since it may quote them.
+        ConfigError: No template, or one that rejects them. Its own message is dropped, since it may quote them.
     """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError("the tokenizer has no chat template: set tokenizer.chat_template to the model's")
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs))
     except ImportError:
@@ -81,21 +83,23 @@ class TemplateShape:
             closed = talk.after(_USER, _ANSWER, add_generation_prompt=True)
         except ConfigError:
             closed = ""  # some templates want a user's message last
+        end: str | None = None
         if closed.endswith(prompt) and to_next.startswith(closed.removesuffix(prompt)):
             end = closed.removesuffix(prompt)
-        elif closed and to_next.startswith(closed):
+        elif to_next.startswith(closed):
             end = closed  # no generation prompt behind an answer
-        elif not prompt and (common := _shared(closed, to_next, added)) and asked.endswith(closed[len(common) :]):
+        elif not prompt and asked.endswith(closed[len(common := _shared(closed, to_next, added)) :]):
             # A header after every turn, asked for or not: it is the part that the next user's turn does not share.
             end, prompt = common, closed[len(common) :]
             user_end = asked.removesuffix(prompt)
-        else:
-            # The last answer is left open or closed in another way than those before it: the next user's header starts
-            # where it looks most like the assistant's.
+        if not end:
+            # Nothing closes an answer, or nothing closes the last one, or in another way than those before it: the next
+            # user's header starts where it looks most like the assistant's.
             start = max(range(len(to_next)), key=lambda i: _common(to_next[i:], prompt), default=0)
-            if _common(to_next[start:], prompt) < _MIN_HEADER_START:
-                _unclear("turns end in different ways")
-            end = to_next[:start]
+            if _common(to_next[start:], prompt) >= _MIN_HEADER_START:
+                end = to_next[:start]
+        if end is None:
+            _unclear("turns end in different ways")
         header = prompt or user_end
         if not header.strip() or (not prompt and header == end):
             _unclear("it does not tell the roles apart")

@@ -7,7 +7,7 @@ would show in earnest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class ScriptedSidecar:
 
 
 class _ScriptedProbe:
-    calibration = Calibration(thresholds={1: 0.5}, low_thresholds={1: 0.1}, max_tokens=10_000)
+    calibration = Calibration(thresholds={1: 0.5}, low_thresholds={1: 0.1})
 
 
 class ScriptedModel:
@@ -154,7 +154,7 @@ class ScriptedGuard(Guard):
         self._finish_reason: FinishReason = finish_reason
         self.sources: list[ScriptedSource] = []
 
-    def _open(self, messages: Messages, tools: Sequence[Any] | None, generation: Mapping[str, Any]) -> Any:
+    def _open(self, messages: Messages, *_: object) -> Any:
         prefill = words(_prefill(messages))
         seen = [*prefill, *words(self._answer)]
         source = _JudgedSource(self._answer, self._finish_reason, lambda depth: self._harm(seen, depth))
@@ -162,7 +162,7 @@ class ScriptedGuard(Guard):
         text = "".join(piece.text for piece in prefill)
         return source, StreamSession(self.policy, prefill_tokens=len(prefill), prefill_text=text)
 
-    def _companion(self, messages: Messages, tools: Sequence[Any] | None) -> Any:
+    def _companion(self, messages: Messages, *_: object) -> Any:
         return _ScriptedCompanion(_prefill(messages), self._harm)
 
     def _harm(self, pieces: Sequence[Piece], depth: int) -> float:

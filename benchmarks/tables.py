@@ -1,10 +1,9 @@
-"""Writes the figures of `benchmarks/results` into README.md, between its markers. ``--check`` only says if they are stale."""
+"""Writes the figures of `benchmarks/results` into README.md. ``--check`` only says whether they are stale."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,9 @@ BLOCKS = {"reference": reference_table, "cost": cost_table, "divergence": diverg
 def rewritten(text: str) -> str:
     """The text with every marked block made anew."""
     for name, table in BLOCKS.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        text = marked.sub(lambda match, made=table(): f"{match[1]}{made}{match[2]}", text)  # type: ignore[misc]  # default
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}{table()}{end}{rest.partition(end)[2]}"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Every test runs on one thread of torch, so that two test runs on one machine do not starve each other."""
+"""Shared fixtures. Tests use one thread of torch, so that two runs on one machine do not starve each other."""
 
 from __future__ import annotations
 

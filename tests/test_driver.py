@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ada_guard import (
+    AdaGuardError,
     Check,
     ContentFlaggedError,
     Done,
@@ -27,6 +28,7 @@ from ada_guard import (
 from ada_guard.checkers import CascadeChecker
 from ada_guard.checking import CheckContext, Checking
 from ada_guard.driver import adrive, drive, guarded
+from ada_guard.policy import DEFAULT_REPLACEMENT
 from ada_guard.session import StreamSession
 from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedSidecar, ScriptedSource, words
 
@@ -346,3 +348,32 @@ def test_elapsed_time_of_checks_is_summed() -> None:
     assert done.checks == 2
     assert done.check_ms == pytest.approx(sum(e.elapsed_ms for e in events if isinstance(e, Check)))
     assert done.wall_ms >= done.check_ms > 0
+
+
+def test_a_replacement_function_that_fails_does_not_undo_the_cut() -> None:
+    def broken(_: object) -> str:
+        raise KeyError("secret text")
+
+    guard = ScriptedGuard(BAD, policy=Policy(schedule=Schedule.every(5), replacement=broken))
+    shown: list[Event] = []
+    with pytest.raises(AdaGuardError, match="KeyError") as caught:
+        shown.extend(guard.stream(USER))
+    assert "secret" not in str(caught.value)
+    assert [e.text for e in shown if isinstance(e, Replace)] == [DEFAULT_REPLACEMENT]
+    assert isinstance(shown[-1], Done)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_session_that_raises_hands_its_events_over_with_the_error(size: int) -> None:
+    session = ScriptedGuard(policy=Policy(schedule=Schedule.every(5), on_flag="raise")).session(USER)
+    events: list[Event] = []
+
+    def push_all() -> None:
+        for start in range(0, len(BAD), size):
+            events.extend(session.push(BAD[start : start + size]))
+
+    with pytest.raises(ContentFlaggedError) as caught:
+        push_all()
+    events += caught.value.events
+    assert "".join(e.text for e in events if isinstance(e, Release)) == " ".join(f"word{i}" for i in range(30))
+    assert isinstance(events[-1], Done)

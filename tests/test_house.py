@@ -20,7 +20,7 @@ from ada_guard.testing import UNSAFE, ScriptedGuard
 PACKAGE = Path(ada_guard.__file__).parent
 FLOORS = [
     {"errors", "verdict", "events", "policy", "refusals"},
-    {"session", "template", "spec", "prompt"},
+    {"session", "control", "template", "spec", "prompt"},
     {"checking"},
     {"checkers"},
     {"local", "reference"},

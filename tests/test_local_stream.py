@@ -15,11 +15,11 @@ import pytest
 import tiny_models
 import torch
 
-from ada_guard import Check, Done, Event, Guard, Halt, Policy, RethinkChecker, Schedule
+from ada_guard import CascadeChecker, Check, Done, Event, Guard, Halt, Policy, ProbeChecker, RethinkChecker, Schedule
 from ada_guard.checking import AskLookahead, AskProbe, Calibration, CheckContext, Checking
 from ada_guard.errors import CheckError, ConfigError, GenerationError
 from ada_guard.local import LocalModel, LocalStream
-from ada_guard.local.blocks import HookPoint, hook_position
+from ada_guard.local.blocks import HookPoint, hook_position, reading
 from ada_guard.probe import LinearProbe, ProbeCard
 from ada_guard.verdict import Decision, Verdict
 
@@ -222,7 +222,7 @@ def test_a_cut_stops_the_generation(probed: LocalModel) -> None:
 
 
 def test_closing_early_frees_the_cache(probed: LocalModel) -> None:
-    source, session = guard_of(probed)._open(USER, None, {"max_new_tokens": 50})
+    source, session = guard_of(probed)._open(USER, None, None, {"max_new_tokens": 50})
     cache = weakref.ref(source.context.cache)
     del session
     source.next_piece()
@@ -340,8 +340,6 @@ def test_companion_check_sees_exactly_the_settled_ids(probed: LocalModel) -> Non
     ids = probed.tokenizer.encode(text, add_special_tokens=False)
     assert [c.depth for c in checks] == [*range(6, len(ids) + 1, 6), *([len(ids)] if len(ids) % 6 else [])]
     point = HookPoint(layer=2, position="input_layernorm")
-    from ada_guard.local.blocks import reading
-
     assert probed.probe is not None
     for check in checks:
         full = torch.tensor([[*probed.encode(USER).ids, *ids[: check.depth], *probed.spec.probe.ids]])
@@ -508,3 +506,99 @@ def test_after_a_cut_no_held_text_can_be_reached_from_the_stream(probed: LocalMo
     held = whole.released[len(released) : len(released) + 6]
     assert len(held) == 6
     assert not [text for text in _texts(stream, set()) if held in text]
+
+
+class NotFinite(torch.nn.Module):
+    """Spoils the last row of every pass of several rows, as an overflow would."""
+
+    def __init__(self, inner: torch.nn.Module, value: float) -> None:
+        super().__init__()
+        self.inner, self.value = inner, value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs).clone()
+        if out.shape[1] > 1:
+            out[:, -1] = self.value
+        return out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("checker", ["probe", "rethink"])
+def test_a_state_that_is_not_finite_fails_closed(value: float, checker: str) -> None:
+    model = LocalModel(tiny_models.build("llama"), tiny_models.tokenizer())
+    probed = LocalModel(model.model, model.tokenizer, probe=probe_for(model))
+    layer = model.model.model.layers[2]
+    if checker == "probe":
+        layer.input_layernorm = NotFinite(layer.input_layernorm, value)
+    else:
+        model.model.lm_head = NotFinite(model.model.lm_head, float("nan"))
+    guard = Guard(probed, checker=ProbeChecker() if checker == "probe" else RethinkChecker())
+    events = list(guard.stream(USER, max_new_tokens=20, temperature=0))
+    assert [e.decision for e in events if isinstance(e, Check)] == ["unchecked"]
+    assert done_of(events).released_tokens == 0
+
+
+def test_a_probe_check_without_a_probe_is_refused_and_a_cascade_says_that_it_is_rethink(tiny: LocalModel) -> None:
+    for checker in (ProbeChecker(), ProbeChecker(threshold=0.5)):
+        with pytest.raises(ConfigError, match="needs a probe"):
+            Guard(tiny, checker=checker)
+    with pytest.warns(UserWarning, match="rethink alone"):
+        assert Guard(tiny, checker=CascadeChecker(low=0.1, high=0.9)).checker.name == "rethink"
+
+
+def test_check_raises_where_the_checker_abstains(probed: LocalModel) -> None:
+    class Abstains(AlwaysPass):
+        def check(self, context: CheckContext) -> Checking:
+            return Verdict(decision=Decision.ABSTAIN, checker="always", depth=context.depth)
+            yield
+
+    with pytest.raises(CheckError, match="could not be made"):
+        Guard(probed, checker=Abstains()).check(USER, "Mix.")
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_halves_of_a_character_are_joined_and_lone_ones_replaced(probed: LocalModel, size: int) -> None:
+    text = "fire \ud83d\ude42 and \ud83d alone"
+    session = guard_of(probed).session(USER)
+    events: list[Event] = []
+    for start in range(0, len(text), size):
+        events += session.push(text[start : start + size])
+    events += session.close()
+    assert "".join(e.to_dict().get("text", "") for e in events) == "fire \U0001f642 and \ufffd alone"
+
+
+def test_a_message_that_is_no_valid_text_is_refused_without_showing_it(probed: LocalModel) -> None:
+    with pytest.raises(ConfigError) as caught:
+        guard_of(probed).stream([{"role": "user", "content": "UNSAFE \ud83d"}])
+    assert "UNSAFE" not in str(caught.value)
+
+
+def test_two_guards_on_one_network_share_its_lock(tiny: LocalModel) -> None:
+    assert LocalModel(tiny.model, tiny.tokenizer).lock is tiny.lock
+
+
+def test_states_of_another_threads_pass_are_not_read(tiny: LocalModel) -> None:
+    point = HookPoint(layer=2, position="input_layernorm")
+    ids = torch.tensor([[5, 6, 7]])
+    with reading(tiny.model, [point]) as states:
+        thread = threading.Thread(target=lambda: tiny.model(ids, use_cache=False))
+        thread.start()
+        thread.join()
+    assert states.by_layer == {}
+
+
+def test_fine_tuned_weights_have_another_fingerprint_and_another_dtype_has_not(tiny: LocalModel) -> None:
+    net = copy.deepcopy(tiny.model)
+    assert LocalModel(net.to(torch.bfloat16), tiny.tokenizer).fingerprint == tiny.fingerprint
+    tuned = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        tuned.model.layers[1].self_attn.q_proj.weight.add_(
+            0.01 * torch.randn_like(tuned.model.layers[1].self_attn.q_proj.weight)
+        )
+    assert LocalModel(tuned, tiny.tokenizer).fingerprint.differences(tiny.fingerprint) == ["weights"]
+
+
+@pytest.mark.parametrize("change", [{"variant": "reasonning"}, {"dtype": "flaot32"}, {"device": "cpu:x"}])
+def test_mistyped_loading_settings_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        LocalModel.from_pretrained("reference", **change)

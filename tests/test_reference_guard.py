@@ -92,7 +92,7 @@ def test_the_models_own_refusal_is_released_unchanged(model: LocalModel, checker
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_stream_that_turns_bad_is_cut_with_nothing_unchecked_shown(model: LocalModel, checker: str) -> None:
     _, good = case("benign", seed=8)
-    asked, bad = case("forbidden", seed=8)
+    _, bad = case("forbidden", seed=8)
     used = guard(model, checker, Schedule.every(10))
     session = used.session(case("benign", seed=8)[0])
     events = [*session.push(good[:150]), *session.push("\n" + bad), *session.close()]

@@ -296,3 +296,12 @@ def test_the_smallest_gap_is_no_wider_than_any_real_gap(schedule: Schedule) -> N
 def test_settings_that_cannot_work_are_refused_at_once(bad: object) -> None:
     with pytest.raises(ConfigError):
         bad()  # type: ignore[operator]  # each is a callable
+
+
+def test_text_before_any_token_is_not_released_without_a_check() -> None:
+    session = StreamSession(Policy())
+    session.push(Piece(text="x", is_token=False))
+    session.end("stop")
+    assert session.due == 0
+    settle(session, FLAG)
+    assert not any(isinstance(e, Release) for e in session.drain())

@@ -8,6 +8,7 @@ Source: Zhang et al. (ICLR 2026) and the authors' ``configs/models.yaml`` (hook:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,17 +83,21 @@ def reading(model: nn.Module, points: Sequence[HookPoint]) -> Iterator[HiddenSta
     """
     states = HiddenStates()
     handles = []
+    # Someone else may run the same network in another thread, past our lock: their states are not ours to read.
+    ours = threading.get_ident()
     blocks = decoder_blocks(model) if points else nn.ModuleList()
 
     def after(layer: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            states.by_layer[layer] = output[0] if isinstance(output, tuple) else output
+            if threading.get_ident() == ours:
+                states.by_layer[layer] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
     def before(layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states.by_layer[layer] = args[0] if args else kwargs["hidden_states"]
+            if threading.get_ident() == ours:
+                states.by_layer[layer] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 

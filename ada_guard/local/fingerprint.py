@@ -11,12 +11,13 @@ import torch
 
 __all__ = ["Fingerprint", "fingerprint"]
 
-_SAMPLED_ROWS = 64
+_SAMPLES = 1024
+"""Weights looked at in each matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """16 hex digits each: the model's shape, its vocabulary, the signs of sampled embedding weights."""
+    """16 hex digits each: the model's shape, its vocabulary, the signs of sampled weights of every matrix."""
 
     config: str
     tokenizer: str
@@ -28,7 +29,11 @@ class Fingerprint:
 
 
 def fingerprint(model: Any, tokenizer: Any) -> Fingerprint:
-    """The fingerprint of a model. Signs survive any float dtype, so a bf16 load of the same weights matches."""
+    """The fingerprint of a model.
+
+    The signs of weights survive any float dtype, so a bf16 load of the same weights matches; fine-tuning flips some of
+    them, and an adapter that is not merged adds matrices of its own.
+    """
     config = model.config.get_text_config(decoder=True)
     shape = {
         "model_type": config.model_type,
@@ -37,10 +42,14 @@ def fingerprint(model: Any, tokenizer: Any) -> Fingerprint:
         "vocab_size": config.vocab_size,
     }
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    embedding = model.get_input_embeddings().weight.detach()
-    rows = torch.linspace(0, embedding.shape[0] - 1, min(_SAMPLED_ROWS, embedding.shape[0])).long()
-    signs = torch.signbit(embedding[rows.to(embedding.device)]).cpu().numpy().tobytes()
-    return Fingerprint(config=_json_digest(shape), tokenizer=_json_digest(vocabulary), weights=_digest(signs))
+    signs = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_floating_point() and parameter.ndim > 1 and parameter.device.type != "meta":
+            flat = parameter.detach().reshape(-1)
+            at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
+            signs.update(name.encode())
+            signs.update(torch.signbit(flat[at.to(flat.device)]).cpu().numpy().tobytes())
+    return Fingerprint(config=_json_digest(shape), tokenizer=_json_digest(vocabulary), weights=signs.hexdigest()[:16])
 
 
 def _json_digest(value: Any) -> str:

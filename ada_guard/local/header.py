@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,10 @@ class Header:
         text = ""
         while len(tokens) < max_tokens:
             assert logits is not None
-            token = int(logits.argmax())
+            best, index = logits[0].max(dim=-1)
+            if not math.isfinite(float(best)):
+                raise CheckError("the lookahead's logits are not finite")
+            token = int(index)
             if token in eos:
                 return Lookahead(text=text, tokens=len(tokens), ended=True)
             tokens.append(token)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +24,8 @@ from ada_guard.spec import ModelSpec
 __all__ = ["LocalModel", "StateProbe"]
 
 _NAMES = {"reference": CHAT_DIR, "reference-base": BASE_DIR}
+# Hooks and forward passes belong to the network, so two `LocalModel` objects on one network share its lock.
+_LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 
 
 class StateProbe(Protocol):
@@ -82,7 +85,8 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.spec = ModelSpec.derive(tokenizer) if spec is None else spec
         self.name = name
-        self.lock = threading.Lock()
+        self.lock = _LOCKS.setdefault(model, threading.Lock())
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ada-guard")
         self.probe: StateProbe | None = None
         if probe is not None:
             probe.require_fits(
@@ -117,6 +121,10 @@ class LocalModel:
         Raises:
             ConfigError: Nothing there, no such device, no chat template, a probe of another model.
         """
+        if variant not in ("answer", "reasoning"):
+            raise ConfigError("variant must be answer or reasoning")
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ConfigError(f"unknown dtype {dtype!r}: use float32, bfloat16, float16 or auto")
         if device is not None:
             _require_device(device)
         source = _NAMES.get(str(model), model)
@@ -156,11 +164,6 @@ class LocalModel:
         return frozenset(int(i) for i in found)
 
     @cached_property
-    def worker(self) -> ThreadPoolExecutor:
-        """The one thread on which async streams run this model."""
-        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="ada-guard")
-
-    @cached_property
     def fingerprint(self) -> Fingerprint:
         """What a probe of this model is tied to."""
         return fingerprint(self.model, self.tokenizer)
@@ -173,7 +176,11 @@ class LocalModel:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """The prompt as the model's own template renders it; see `ada_guard.prompt.encode_prompt`."""
-        return encode_prompt(self.tokenizer, self.spec, messages, tools=tools, template_kwargs=template_kwargs)
+        try:
+            return encode_prompt(self.tokenizer, self.spec, messages, tools=tools, template_kwargs=template_kwargs)
+        except (UnicodeError, TypeError):
+            # What tokenizers say to half a character, depending on where it stands.
+            raise ConfigError("a message is not valid text: half a character, or a value that is no text") from None
 
     def require_room(self, tokens: int, *, reserve: int) -> int | None:
         """Tokens that may still be generated behind `tokens`, leaving room for a check; None if unlimited.
@@ -194,8 +201,9 @@ class LocalModel:
 
 def _require_device(device: str) -> None:
     kind = device.split(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in available:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    index = device.partition(":")[2] or "0"
+    if kind not in counts or not index.isdigit():
         raise ConfigError(f"unknown device {device!r}: use cpu, cuda, cuda:N or mps")
-    if not available[kind]:
+    if int(index) >= counts[kind]:
         raise ConfigError(f"device {device!r} is not available on this machine")

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,6 +22,8 @@ from ada_guard.local.fingerprint import Fingerprint
 __all__ = ["LinearProbe", "ProbeCard"]
 
 FORMAT = 1
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProbeCard(BaseModel):
@@ -50,11 +52,17 @@ class ProbeCard(BaseModel):
     position: str
     hidden_size: int = Field(gt=0)
     dtype: str
-    thresholds: dict[int, float]
-    low_thresholds: dict[int, float]
+    thresholds: dict[Annotated[int, Field(ge=1)], Share]
+    low_thresholds: dict[Annotated[int, Field(ge=1)], Share]
     calibrated_tokens: int = Field(gt=0)
-    target_fpr: float = Field(ge=0, le=1)
+    target_fpr: Share
     fit: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _thresholds_go_together(self) -> Self:
+        if not self.thresholds or self.thresholds.keys() != self.low_thresholds.keys():
+            raise ValueError("thresholds and low_thresholds must name the same intervals")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,19 +89,16 @@ class LinearProbe:
     @property
     def calibration(self) -> Calibration:
         """The thresholds as checkers take them."""
-        card = self.card
-        return Calibration(
-            thresholds=card.thresholds, low_thresholds=card.low_thresholds, max_tokens=card.calibrated_tokens
-        )
+        return Calibration(thresholds=self.card.thresholds, low_thresholds=self.card.low_thresholds)
 
     def harm_probability(self, state: torch.Tensor) -> float:
-        """P(harmful) in [0, 1], or NaN if the state is not finite.
+        """P(harmful) in [0, 1], or NaN if the state or its score is not finite: an overflow must not look like a pass.
 
         Args:
             state: float32 ``[hidden]``, on the device of `weight`.
         """
         logit = float(torch.dot(self.weight, state.to(self.weight.device))) + self.bias
-        if math.isnan(logit):
+        if not math.isfinite(logit):
             return math.nan
         # exp of a large positive number overflows: keep the exponent negative on either side.
         return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
@@ -140,14 +145,17 @@ class LinearProbe:
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                card = ProbeCard.model_validate_json((file.metadata() or {}).get("card", ""))
+                written = json.loads((file.metadata() or {}).get("card", ""))
+                if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
+                    raise ConfigError(
+                        f"the probe has format {written['format']}, this version reads {FORMAT}: upgrade ada-guard"
+                    )
+                card = ProbeCard.model_validate(written)
                 weight, bias = file.get_tensor("weight").float(), float(file.get_tensor("bias"))
         except FileNotFoundError:
             raise ConfigError(f"no probe file at {str(path)!r}") from None
         except (OSError, SafetensorError, ValidationError, json.JSONDecodeError, RuntimeError) as error:
             raise ConfigError(f"{str(path)!r} is not a probe of ada-guard ({type(error).__name__})") from None
-        if card.format != FORMAT:
-            raise ConfigError(f"the probe has format {card.format}, this version reads {FORMAT}: upgrade ada-guard")
-        if weight.shape != (card.hidden_size,):
-            raise ConfigError(f"{str(path)!r} is damaged: its weight does not match its card")
+        if weight.shape != (card.hidden_size,) or not (weight.isfinite().all() and math.isfinite(bias)):
+            raise ConfigError(f"{str(path)!r} is damaged: its weight does not match its card or is not finite")
         return cls(weight=weight, bias=bias, card=card)

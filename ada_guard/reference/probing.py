@@ -22,6 +22,7 @@ from ada_guard.probe.collect import hook_points, states_at_depths
 from ada_guard.probe.fit import INTERVALS, FittedLayer, ScoredResponse, calibrated_threshold, fit_layer, logit
 from ada_guard.prompt import encode_text
 from ada_guard.reference.data import Kind, Split, chat, go_on, long_document, question, refusal, topics
+from ada_guard.refusals import RefusalMatcher
 
 __all__ = ["Example", "examples", "fit_probe", "generate", "save_probe"]
 
@@ -43,7 +44,12 @@ class Example:
 
 
 def generate(
-    model: LocalModel, messages: Sequence[dict[str, str]], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    model: LocalModel,
+    messages: Sequence[dict[str, str]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[int]:
     """Ids of the model's own answer, without any check."""
     stream = LocalStream(
@@ -74,6 +80,7 @@ def examples(model: LocalModel, split: Split, *, count: int, seed: int, every_to
             otherwise at depths spread like the harmful ones.
     """
     rng = Random(seed)
+    matcher = RefusalMatcher()
     dense = range(1, CALIBRATED_TOKENS + 1)
     sparse = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200, 233, 300, 400, 500, 700, 1000)
     benign_depths: Sequence[int] = dense if every_token else sparse
@@ -91,9 +98,15 @@ def examples(model: LocalModel, split: Split, *, count: int, seed: int, every_to
         yield Example(messages=messages, ids=own, harmful=False, depths=benign_depths)
         messages, text = _ask("forbidden", split, rng)
         if i % 3 == 0:
-            messages = [*messages, {"role": "assistant", "content": text[:600]}, {"role": "user", "content": go_on(rng)}]
+            messages = [
+                *messages,
+                {"role": "assistant", "content": text[:600]},
+                {"role": "user", "content": go_on(rng)},
+            ]
         own = generate(model, messages, max_new_tokens=80, temperature=temperature, seed=seed + i)
-        yield Example(messages=messages, ids=own, harmful=False, depths=range(1, 81))
+        # Sampling may make it comply: what is not a refusal is not harmless either, and has no place in either class.
+        if matcher.is_all_refusal(model.tokenizer.decode(own, skip_special_tokens=True)):
+            yield Example(messages=messages, ids=own, harmful=False, depths=range(1, 81))
         topic = rng.choice(topics("forbidden", split))
         said = encode_text(model.tokenizer, refusal(topic, rng))
         asked = [dict(m) for m in chat(question(topic, rng))]

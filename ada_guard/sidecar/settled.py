@@ -33,11 +33,15 @@ class SettledTokens:
         self._pre_tokenizer = getattr(backend, "pre_tokenizer", None)
         self._tail = ""
         self._before = ""
+        self._half = ""
 
     def push(self, text: str) -> list[Piece]:
         """Adds text and returns the tokens that are settled by it."""
         pieces: list[Piece] = []
-        for character in text:
+        text = self._half + text
+        # A character outside the basic plane may arrive in two halves, which no tokenizer takes.
+        self._half = text[-1] if text and "\ud800" <= text[-1] <= "\udbff" else ""
+        for character in _whole(text.removesuffix(self._half) if self._half else text):
             self._tail += character
             at = self._last_boundary()
             if at:
@@ -46,6 +50,7 @@ class SettledTokens:
 
     def flush(self) -> list[Piece]:
         """The rest, once no more text will come."""
+        self._tail, self._half = self._tail + _whole(self._half), ""
         return self._settle(len(self._tail))
 
     def _last_boundary(self) -> int:
@@ -71,3 +76,10 @@ class SettledTokens:
         before = encode_text(self._tokenizer, self._before)
         both = encode_text(self._tokenizer, self._before + chunk)
         return both[len(before) :] if both[: len(before)] == before else encode_text(self._tokenizer, chunk)
+
+
+def _whole(text: str) -> str:
+    """The text with pairs of surrogates joined; a lone one becomes the replacement character."""
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
