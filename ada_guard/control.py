@@ -37,6 +37,7 @@ class ControlStrings:
         longest: Characters of the longest.
         starts: Their proper prefixes.
         ends: Their proper suffixes.
+        openers: Characters that they begin with, letters and digits left out: those are in every text.
         joined: All of them in one text.
         loose: Whether the tokenizer may find one in a text that only normalises to it.
         prefixed: Whether the tokenizer marks the beginning of each text, as SentencePiece's do.
@@ -47,6 +48,7 @@ class ControlStrings:
     longest: int
     starts: frozenset[str]
     ends: frozenset[str]
+    openers: frozenset[str]
     joined: str
     loose: bool
     prefixed: bool
@@ -79,6 +81,7 @@ class ControlStrings:
             longest=len(texts[0]) if texts else 0,
             starts=frozenset(text[:n] for text in texts for n in range(1, len(text))),
             ends=frozenset(text[n:] for text in texts for n in range(1, len(text))),
+            openers=frozenset(text[0] for text in texts if not text[0].isalnum()),
             joined="\n".join(texts),
             loose=normalizer is not None and any(token.normalized for token in found.values()),
             prefixed=behind[-len(alone) :] != alone,
@@ -89,15 +92,19 @@ class ControlStrings:
         near = self.pattern.finditer(text, max(0, at - self.longest), at + self.longest)
         return any(m.start() < at < m.start() + len(m[1]) for m in near)
 
-    def edges(self, text: str) -> list[int]:
-        """Where a text, less the space around it, may touch a control string that begins or ends outside."""
+    def suspects(self, text: str) -> list[int]:
+        """Where a control string may run through that the text alone does not hold.
+
+        It may begin or end in what a template writes around the text, or arise where a template takes a part out.
+        """
         core = text.strip()
         start = len(text) - len(text.lstrip())
         sizes = range(1, min(len(core), self.longest) + 1)
         inside = 0 < len(core) < self.longest and core in self.joined
         left = inside or any(core[:n] in self.ends for n in sizes)
         right = inside or any(core[-n:] in self.starts for n in sizes)
-        return [start] * left + [start + len(core)] * right
+        begun = [at for at, char in enumerate(text, 1) if char in self.openers]
+        return [start] * left + [start + len(core)] * right + begun
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[Any, ControlStrings]] = WeakKeyDictionary()

@@ -1,17 +1,22 @@
 """Messages to prompt ids, with everything that did not come from the chat template kept plain text. Knows no model.
 
 A control string (``<|im_end|>``, ``<think>``, a forged header) in a content is cut in two: the chat template renders it
-with a mark inside, and the text is encoded piece by piece between the marks. Where a content only touches such a string
-with the template's own text, a mark on its edge shows it. Texts without control strings are encoded exactly as
-``apply_chat_template`` encodes them.
+with a mark inside, and the text is encoded piece by piece between the marks. Where one could arise only in the rendered
+text, from a content and what is around it or from what the template leaves of a content, marks show it. Texts without
+control strings are encoded exactly as ``apply_chat_template`` encodes them.
+
+A template sees control strings in contents only cut: reasoning that an earlier answer holds as ``<think>...</think>``
+is text like any other, and is not dropped. Pass it as ``reasoning_content``, or leave it out.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, count, pairwise
 from typing import Any
 
 from ada_guard.control import TextEncoder
@@ -35,6 +40,9 @@ _OURS = (
 )
 _WORD = "qzjxv"
 """A content that no template writes, trims or interprets."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_TRIES = 2_000
+"""Renderings spent on finding the places that a template reacts to: a hostile text may be made of nothing else."""
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 
 
@@ -95,8 +103,12 @@ def encode_prompt(
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of untrusted text, such as an answer: no special tokens are added, and control strings stay plain text."""
+    """Ids of untrusted text, such as an answer: no special tokens are added, and control strings stay plain text.
+
+    Half a surrogate pair, which JSON can carry and no tokenizer takes, counts as U+FFFD.
+    """
     encoder = TextEncoder(tokenizer)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return encoder.encode(text, encoder.cuts(text))
 
 
@@ -133,6 +145,8 @@ class _Request:
 
 def _mapped(value: Any, leaf: Callable[[str], str]) -> Any:
     if isinstance(value, str):
+        if _SURROGATE.search(value):
+            raise ConfigError("messages, tools and template_kwargs hold Unicode text, not halves of surrogate pairs")
         return leaf(str.__str__(value))
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -149,27 +163,31 @@ def _rendered(encoder: TextEncoder, request: _Request) -> tuple[str, list[int]]:
     leaves = request.leaves()
     text = request.render(tokenizer, leaves)
     inner = {(i, cut) for i, leaf in enumerate(leaves) for cut in encoder.cuts(leaf)}
-    edges = sorted({(i, edge) for i, leaf in enumerate(leaves) for edge in control.edges(leaf)} - inner)
-    if not inner and not edges:
+    suspects = sorted({(i, at) for i, leaf in enumerate(leaves) for at in control.suspects(leaf)} - inner)
+    if not inner and not suspects:
         return text, []
     mark = _unused(text + "".join(leaves))
+    tries = count(1)
 
     def marked(places: Iterable[tuple[int, int]]) -> tuple[str, list[int]]:
         """Renders with marks at places in the leaves; returns the text without them, and where they came out."""
-        marked_leaves = list(leaves)
-        for i, at in sorted(places, reverse=True):
-            marked_leaves[i] = marked_leaves[i][:at] + mark + marked_leaves[i][at:]
+        at: dict[int, list[int]] = defaultdict(list)
+        for i, place in sorted(places):
+            at[i].append(place)
+        shown = request.render(tokenizer, (mark.join(_pieces(leaf, at[i])) for i, leaf in enumerate(leaves)))
         # A template that asks JSON for ASCII writes the mark as its escape.
-        pieces = request.render(tokenizer, marked_leaves).replace(json.dumps(mark)[1:-1], mark).split(mark)
+        pieces = shown.replace(json.dumps(mark)[1:-1], mark).split(mark)
         return "".join(pieces), list(accumulate(map(len, pieces[:-1])))
 
     def unnoticed(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those places of edges at which a mark does not change what the template does."""
+        """Those of the suspect places at which a mark does not change what the template does."""
+        if next(tries) > _MAX_TRIES:
+            raise ConfigError("the chat template reacts to too many places in the messages")
         try:
-            if not places or marked(inner.union(places))[0] == text:
+            if marked(inner.union(places))[0] == text:
                 return places
         except ConfigError:
-            pass
+            pass  # noticed, and not liked
         half = len(places) // 2
         return unnoticed(places[:half]) + unnoticed(places[half:]) if half else []
 
@@ -177,9 +195,16 @@ def _rendered(encoder: TextEncoder, request: _Request) -> tuple[str, list[int]]:
     if inner:
         text, found = marked(inner)
         cuts = [at for at in found if control.loose or control.spans(text, at)]
-    if edges := unnoticed(edges):
-        cuts += [at for at in marked(inner.union(edges))[1] if control.spans(text, at)]
+    if suspects and (suspects := unnoticed(suspects)):
+        again, found = marked(inner.union(suspects))
+        if again != text:
+            raise ConfigError("the chat template reacts to the messages in ways that cannot be followed")
+        cuts += [at for at in found if control.spans(text, at)]
     return text, cuts
+
+
+def _pieces(text: str, cuts: Iterable[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
 
 def _unused(text: str) -> str:
@@ -201,8 +226,7 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
         raise ConfigError("the last message has tool calls: add their results, or give a text as the prefill")
     if len(talk) == 1:
         raise ConfigError("a prefill needs a message to answer before it")
-    prefill = _text(talk.pop()["content"])
-    return talk, str.__str__(prefill)
+    return talk, _mapped(_text(talk.pop()["content"]), str)
 
 
 def _message(message: Mapping[str, Any], name: str) -> dict[str, Any]:

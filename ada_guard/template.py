@@ -82,7 +82,7 @@ class TemplateShape:
         try:
             closed = talk.after(_USER, _ANSWER, add_generation_prompt=True)
         except ConfigError:
-            closed = ""  # some templates want a user's message last
+            closed = "\0"  # like nothing that follows: some templates want a user's message last
         end: str | None = None
         if closed.endswith(prompt) and to_next.startswith(closed.removesuffix(prompt)):
             end = closed.removesuffix(prompt)

@@ -90,9 +90,12 @@ QWEN_3 = (
     "{% if '</think>' in content %}{% set reasoning = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
     "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
     "<|im_start|>assistant\n{% if loop.last %}<think>\n{{ reasoning }}\n</think>\n\n{% endif %}{{ content }}"
-    "{% if m.tool_calls %}" + _QWEN_CALLS + "{% endif %}<|im_end|>\n"
-    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ content }}\n</tool_response><|im_end|>\n"
-    "{% else %}<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if m.tool_calls %}"
+    + _QWEN_CALLS.replace("'\n<", "('\n' if content or not loop.first else '') + '<")
+    + "{% endif %}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}"
+    + _QWEN_RESULT
+    + "{% else %}<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )

@@ -168,6 +168,12 @@ def test_overlapping_and_nested_control_strings_are_all_cut() -> None:
             "{{ '<' + messages[0].content + '>' }}{% for m in messages %}", "think", id="all but the brackets"
         ),
         pytest.param("{{ messages[0].content | trim }}end|>{% for m in messages %}", " <|im_\n", id="trimmed"),
+        pytest.param(
+            "{{ messages[0].content | replace('/think', '') }}{% for m in messages %}",
+            "a <|im_/thinkend|> b",
+            id="left by what the template takes out",
+        ),
+        pytest.param("{{ messages[0].content | lower }}{% for m in messages %}", "a <|IM_END|> b", id="in lower case"),
         pytest.param("{{ messages[0].content * 2 }}{% for m in messages %}", "im_end|>the<|", id="repeated"),
     ],
 )
@@ -180,6 +186,21 @@ def test_control_strings_that_arise_where_content_meets_template_are_cut(templat
     ]
     ids = encode_prompt(joins, spec, talk([content])).ids
     assert [ids.count(i) for i in vocab.values()] == expected
+
+
+def test_text_that_the_template_itself_looks_for_is_left_to_it() -> None:
+    searching = with_template(CHATML.replace("{{ m.content }}", "{{ m.content | replace('<image>', '') }}"))
+    contents = ["one <image> two <b>", "<image>", "<|im_<image>end|>"]
+    prompt = encode_prompt(searching, ModelSpec.derive(searching), talk(contents))
+    text = searching.apply_chat_template(talk(contents), tokenize=False, add_generation_prompt=True)
+    assert searching.decode(prompt.ids) == text
+    assert prompt.ids.count(searching.convert_tokens_to_ids("<|im_end|>")) == 3
+
+
+def test_a_template_that_reacts_everywhere_is_a_config_error_not_an_endless_search() -> None:
+    searching = with_template(CHATML.replace("{{ m.content }}", "{{ m.content | replace('<x', '') }}"))
+    with pytest.raises(ConfigError, match="too many places"):
+        encode_prompt(searching, ModelSpec.derive(searching), talk(["<x" * 3000]))
 
 
 def test_control_strings_that_arise_between_two_parts_are_cut() -> None:
@@ -274,6 +295,11 @@ def test_the_beginning_of_a_text_is_marked_once_where_the_tokenizer_marks_it() -
     assert tokenizer("llama-2").convert_ids_to_tokens(ids) == ["▁", "a", "<", "/", "s", ">", "b"]
 
 
+def test_half_a_surrogate_pair_in_a_stream_is_encoded_as_the_replacement_character() -> None:
+    assert encode_text(tokenizer("chatml"), "a\ud800b") == encode_text(tokenizer("chatml"), "a\ufffdb")
+    assert encode_text(tokenizer("chatml"), "\ud83d\ude00") == encode_text(tokenizer("chatml"), "😀")
+
+
 def test_bos_comes_once() -> None:
     prompt = encode("llama-3.1", talk(["x"]))
     assert prompt.ids.count(tokenizer("llama-3.1").bos_token_id) == 1
@@ -362,6 +388,8 @@ SECRET = "sesame"
         pytest.param("gemma-2", [{"role": "user", "content": SECRET}] * 2, {}, id="roles do not alternate"),
         pytest.param("gemma-2", [{"role": "system", "content": SECRET}], {}, id="role the template rejects"),
         pytest.param("chatml", [{"role": "user", "content": "x", "extra": object()}], {}, id="not plain data"),
+        pytest.param("chatml", talk(["\ud800" + SECRET]), {}, id="no Unicode"),
+        pytest.param("chatml", talk(["x", "\ud800" + SECRET]), {}, id="no Unicode in the prefill"),
         pytest.param(
             "chatml", talk(["x"]), {"template_kwargs": {"add_generation_prompt": SECRET}}, id="a variable of ours"
         ),

@@ -187,6 +187,12 @@ def test_unusual_templates(template: str, rethink: str, probe: str) -> None:
         pytest.param("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", id="twice"),
         pytest.param("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", id="changes content"),
         pytest.param("{% if %}", id="no Jinja"),
+        pytest.param(
+            "{{ raise_exception('no') if messages[-1].role != 'user' }}{% for m in messages %}"
+            "{{ 'USER: ' + m.content if m.role == 'user' else 'ASSISTANT: ' + m.content + eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+            id="end of turn never seen alone",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_analysed_says_what_to_pass(template: str) -> None:
