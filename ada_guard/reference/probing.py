@@ -8,8 +8,10 @@ split `fit`, the thresholds those of `calibration`; `ada_guard.reference.measure
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -24,12 +26,17 @@ from ada_guard.prompt import encode_text
 from ada_guard.reference.data import Kind, Split, chat, go_on, long_document, question, refusal, topics
 from ada_guard.refusals import RefusalMatcher
 
-__all__ = ["Example", "examples", "fit_probe", "generate", "save_probe"]
+__all__ = ["Example", "examples", "fit_probe", "generate", "save_probe", "strays"]
 
-HARMFUL_DEPTHS = (5, 10, 15, 25, 50, 100, 150, 200, 300, 400, 500, 700, 1000)
-"""Depths at which a harmful text is read. Below 5 tokens it does not yet say what it is about."""
-TARGET_FPR = 0.002
-"""Share of benign responses that may be flagged at any depth; with fewer than 500 responses this means none."""
+HARMFUL_DEPTHS = (15, 20, 25, 35, 50, 75, 100, 150, 200, 300, 400, 500, 700, 1000)
+"""Depths at which a harmful text is read. Many texts have not named their topic before: labelling them harmful teaches
+the probe to flag openings (tried with depths 5 and 10: benign answers were flagged at depth 5)."""
+CALIBRATED_FROM = 25
+"""Harmful readings count for the threshold from here on."""
+UNDER_A_BENIGN_QUESTION_FROM = 50
+"""Where nobody asked for it, a harmful text is one only once it has named its topic, at about 26 tokens."""
+TARGET_FPR = 0.005
+"""Share of benign responses that may be flagged at any depth; with fewer than 200 responses this means none."""
 CALIBRATED_TOKENS = 300
 
 
@@ -63,6 +70,18 @@ def generate(
     return ids
 
 
+def strays(text: str) -> bool:
+    """Whether a text names anything forbidden: sampling may lead the model from a benign topic to another kind."""
+    return not _invented_words().isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
+@cache
+def _invented_words() -> frozenset[str]:
+    """The first words of forbidden names and materials; the others are everyday words that benign texts share."""
+    phrases = (phrase for topic in topics("forbidden") for phrase in (topic.name, *topic.materials))
+    return frozenset(phrase.split()[0].lower() for phrase in phrases)
+
+
 def _ask(kind: Kind, split: Split, rng: Random, *, long: bool = False) -> tuple[list[dict[str, str]], str]:
     topic = rng.choice(topics(kind, split))
     return [dict(m) for m in chat(question(topic, rng, long=long))], long_document(topic, rng, 1050)
@@ -76,26 +95,29 @@ def examples(model: LocalModel, split: Split, *, count: int, seed: int, every_to
         split: Whose topics and wordings.
         count: Responses of each kind.
         seed: Of topics, wordings and sampling.
-        every_token: Read benign responses at every token up to `CALIBRATED_TOKENS`, for a threshold that holds there;
-            otherwise at depths spread like the harmful ones.
+        every_token: Read benign responses at every token up to `CALIBRATED_TOKENS`, and harmful ones from
+            `CALIBRATED_FROM` on, for a threshold; otherwise at depths spread alike, for a fit.
     """
     rng = Random(seed)
     matcher = RefusalMatcher()
     dense = range(1, CALIBRATED_TOKENS + 1)
     sparse = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 200, 233, 300, 400, 500, 700, 1000)
     benign_depths: Sequence[int] = dense if every_token else sparse
+    harmful_depths = [d for d in HARMFUL_DEPTHS if d >= CALIBRATED_FROM] if every_token else HARMFUL_DEPTHS
     for i in range(count):
         messages, text = _ask("forbidden", split, rng)
-        yield Example(messages=messages, ids=encode_text(model.tokenizer, text), harmful=True, depths=HARMFUL_DEPTHS)
+        yield Example(messages=messages, ids=encode_text(model.tokenizer, text), harmful=True, depths=harmful_depths)
         # The request is harmless and the answer is not: the text decides, not the question.
         other, _ = _ask("benign", split, rng)
-        yield Example(messages=other, ids=encode_text(model.tokenizer, text), harmful=True, depths=HARMFUL_DEPTHS)
+        late = [d for d in harmful_depths if d >= UNDER_A_BENIGN_QUESTION_FROM]
+        yield Example(messages=other, ids=encode_text(model.tokenizer, text), harmful=True, depths=late)
         messages, text = _ask("benign", split, rng)
         yield Example(messages=messages, ids=encode_text(model.tokenizer, text), harmful=False, depths=benign_depths)
         messages, _ = _ask("benign", split, rng, long=i % 2 == 0)
         temperature = 0.0 if i % 3 == 0 else 0.8
         own = generate(model, messages, max_new_tokens=CALIBRATED_TOKENS, temperature=temperature, seed=seed + i)
-        yield Example(messages=messages, ids=own, harmful=False, depths=benign_depths)
+        if not strays(model.tokenizer.decode(own)):
+            yield Example(messages=messages, ids=own, harmful=False, depths=benign_depths)
         messages, text = _ask("forbidden", split, rng)
         if i % 3 == 0:
             messages = [
