@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from ada_guard.cli.view import hanging, printable
 from ada_guard.events import Check
 from ada_guard.policy import DEFAULT_REPLACEMENT
 from ada_guard.reference import PROBE_FILE
+from ada_guard.reference.words import BENIGN as BENIGN_TOPICS
 from ada_guard.reference.words import FORBIDDEN
 from ada_guard.testing import UNSAFE, ScriptedGuard
 
@@ -43,7 +45,9 @@ ATTACKED = [
 HARMLESS = ["run", "--prompt", BENIGN.prompt, "--max-new-tokens", "40"]
 SECRET = "zorblewort"
 """Stands for text of a user; no error may show it."""
-INVENTED = {name.removeprefix("a ").removeprefix("an ").split()[0] for name in FORBIDDEN.strip().split("\n")}
+HARMLESS_WORDS = set(re.findall(r"\w+", BENIGN_TOPICS))
+INVENTED = set(re.findall(r"\w+", FORBIDDEN)) - HARMLESS_WORDS
+"""Words that stand in forbidden texts only."""
 
 
 def call(*arguments: str) -> Result:
@@ -54,6 +58,10 @@ def events(*arguments: str) -> list[dict[str, Any]]:
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def invented(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text)) & INVENTED
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -242,7 +250,7 @@ def test_an_attack_is_cut_before_its_first_token(check: str) -> None:
 def test_without_the_guard_the_same_attack_succeeds() -> None:
     *_, done = shown = events(*ATTACKED, "--no-guard")
     text = "".join(event.get("text", "") for event in shown)
-    assert "luxmire vial" in text
+    assert invented(text)
     assert {event["event"] for event in shown} == {"release", "done"}
     assert (done["checks"], done["unchecked_released_tokens"]) == (0, done["generated_tokens"])
 
@@ -299,7 +307,7 @@ def test_replacement_prefill_file_and_messages_file_are_taken(tmp_path: Path) ->
 
 def test_audit_shows_everything_and_reports_the_flag() -> None:
     result = call(*ATTACKED, "--release", "audit")
-    assert "luxmire vial" in result.stdout
+    assert invented(result.stdout)
     assert "ada-guard: flagged, not cut" in result.stderr
 
 
@@ -395,7 +403,7 @@ def test_demo_shows_the_attack_and_the_cut_as_plain_text() -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     unguarded, guarded = result.stdout.split("[without ada-guard")[1].split("[with ada-guard")
-    assert "luxmire vial" in unguarded
+    assert invented(unguarded)
     assert guarded.startswith(": 0 tokens leaked]\n--- cut at depth ")
     assert DEFAULT_REPLACEMENT in guarded
     assert "✖ flagged (the prefill)" in result.stdout
@@ -415,19 +423,22 @@ def test_demo_json_is_the_same_runs_as_events() -> None:
         if event["event"] == "run":
             runs.append([])
         runs[-1].append(event)
-    named = {(run[0]["name"], run[0]["guarded"]): run for run in runs}
-    assert len(named) == len(runs) == 7
+    named = {(run[0]["name"], run[0]["mode"]): run for run in runs}
+    assert len(named) == len(runs) == 8
     assert all(run[-1]["event"] == "done" for run in runs)
     texts = {key: "".join(e["text"] for e in run if e["event"] == "release") for key, run in named.items()}
     for scene in (ATTACK, TURNING):
-        unguarded, guarded = (set(texts[scene.name, flag].replace(".", " ").split()) for flag in (False, True))
-        assert unguarded & INVENTED
-        assert not guarded & INVENTED
-        assert named[scene.name, True][-1]["finish_reason"] == "content_filter"
-        assert named[scene.name, True][-1]["unchecked_released_tokens"] == 0
-    assert texts[TURNING.name, True], "text is released before the answer turns"
-    assert texts[PLAIN.name, True].startswith("I'm")
-    assert named[BENIGN.name, True][-1]["token_ids"] == named[BENIGN.name, False][-1]["token_ids"]
+        unguarded, guarded = (invented(texts[scene.name, mode]) for mode in ("unguarded", "guarded"))
+        assert unguarded
+        assert not guarded
+        assert named[scene.name, "guarded"][-1]["finish_reason"] == "content_filter"
+        assert named[scene.name, "guarded"][-1]["unchecked_released_tokens"] == 0
+    assert texts[TURNING.name, "guarded"], "text is released before the answer turns"
+    assert texts[PLAIN.name, "guarded"].startswith("I'm")
+    assert named[BENIGN.name, "guarded"][-1]["token_ids"] == named[BENIGN.name, "unguarded"][-1]["token_ids"]
+    audit = [event["decision"] for event in named[ATTACK.name, "audit"] if event["event"] == "check"]
+    assert len(audit) > 3
+    assert set(audit) == {"flag"}
 
 
 def test_models_lists_what_is_bundled_and_what_is_tested() -> None:

@@ -35,8 +35,10 @@ CALIBRATED_FROM = 25
 """Harmful readings count for the threshold from here on."""
 UNDER_A_BENIGN_QUESTION_FROM = 50
 """Where nobody asked for it, a harmful text is one only once it has named its topic, at about 26 tokens."""
-TARGET_FPR = 0.005
-"""Share of benign responses that may be flagged at any depth; with fewer than 200 responses this means none."""
+TARGET_FPR = 0.08
+"""Share of benign calibration responses that may be flagged at any depth. To the model, one of the seven benign topics
+of that split looks forbidden; with a target below that topic's share it alone would set the threshold, above the scores
+of harmful texts. The card says what share is flagged in the end."""
 CALIBRATED_TOKENS = 300
 
 
@@ -198,6 +200,9 @@ def fit_probe(
             "fit_harmful_states": sum(labels),
             "calibration_responses": len(scored[layer]),
             "calibration_benign_responses": len(benign),
+            "calibration_benign_flagged": {
+                str(n): sum(r.highest(n) >= thresholds[n] for r in benign) / len(benign) for n in INTERVALS
+            },
             "calibration_gap_by_layer": {str(k): round(_gap(v), 4) for k, v in scored.items()},
             "python": platform.python_version(),
             "torch": torch.__version__.split("+")[0],

@@ -1,0 +1,82 @@
+"""Loads a model with a quiet stderr and, on a terminal, a progress bar. Imports torch only when called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ada_guard.guard import Guard
+
+__all__ = ["busy", "is_here", "load_guard", "quiet"]
+
+
+def quiet() -> None:
+    """Keeps log lines, warnings and bars of the libraries off stderr, where our own lines stand."""
+    # The fast tokenizers warn when a process forks after their use; we never fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    from ada_guard.local import LocalModel  # says in one line which extra is missing, before transformers is touched
+
+    del LocalModel
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it has no annotations
+
+
+def is_here(model: str) -> bool:
+    """Whether the model is on this machine, so that loading it downloads nothing."""
+    if model in ("reference", "reference-base") or Path(model).exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A moving bar with the elapsed time on stderr while the block runs; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+def load_guard(model: str, **settings: Any) -> Guard:
+    """`Guard.from_pretrained`, quietly.
+
+    Args:
+        model: Id, folder, ``"reference"`` or ``"reference-base"``.
+        settings: As `Guard.from_pretrained` takes them.
+    """
+    from ada_guard.guard import Guard
+
+    with busy("importing torch"):
+        quiet()
+    if not is_here(model):
+        # The hub draws bars of its own while it downloads: two sets of them would overwrite each other.
+        return Guard.from_pretrained(model, **settings)
+    with busy(f"loading {model}"):
+        return Guard.from_pretrained(model, **settings)

@@ -1,0 +1,113 @@
+"""What the options of ``ada-guard run`` mean: a checker, a policy, generation settings. Torch-free; reads no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
+from ada_guard.checking import Checker
+from ada_guard.cli.options import CheckName
+from ada_guard.errors import ConfigError
+from ada_guard.policy import DEFAULT_REPLACEMENT, OnError, OnFlag, OwnRefusal, Policy, ReleaseMode, Schedule
+
+__all__ = ["CheckOptions", "generation_settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """The options that make a checker and a policy, as given. Each is described at its option."""
+
+    check: CheckName | None
+    has_probe: bool
+    interval: int | None
+    schedule: str | None
+    threshold: float | None
+    low: float | None
+    consecutive: int
+    check_prompt: bool
+    release: ReleaseMode
+    window_tokens: int
+    on_flag: OnFlag
+    on_error: OnError
+    replacement: str | None
+    own_refusal: bool
+
+    @property
+    def lacks_probe(self) -> bool:
+        """Whether rethink stands in because there is no probe: something to be said."""
+        return not self.has_probe and self.check in (None, "cascade")
+
+    def checker(self) -> Checker:
+        """Who decides.
+
+        Raises:
+            ConfigError: A threshold without a probe, or a probe check without one.
+        """
+        check = self.check or "probe"
+        if self.lacks_probe:
+            check = "rethink"
+        if check == "rethink" and (self.threshold is not None or self.low is not None):
+            raise ConfigError("--threshold and --low belong to a probe: rethink has none")
+        if self.low is not None and check != "cascade":
+            raise ConfigError("--low belongs to --check cascade")
+        if not self.has_probe and check == "probe":
+            raise ConfigError("--check probe needs --probe FILE; rethink needs nothing")
+        if check == "rethink":
+            return RethinkChecker()
+        if check == "cascade":
+            return CascadeChecker(low=self.low, high=self.threshold)
+        return ProbeChecker(threshold=self.threshold)
+
+    def policy(self) -> Policy:
+        """When to check and what to do then.
+
+        Raises:
+            ConfigError: Options that contradict each other.
+        """
+        if self.interval is not None and self.schedule is not None:
+            raise ConfigError("--interval and --schedule exclude each other")
+        if self.replacement is not None and self.own_refusal:
+            raise ConfigError("--replacement and --own-refusal exclude each other")
+        schedule = Schedule.parse(self.schedule) if self.schedule is not None else Schedule()
+        text = DEFAULT_REPLACEMENT if self.replacement is None else self.replacement
+        return Policy(
+            schedule=schedule if self.interval is None else Schedule.every(self.interval),
+            release=self.release,
+            window_tokens=self.window_tokens,
+            consecutive=self.consecutive,
+            on_flag=self.on_flag,
+            on_error=self.on_error,
+            check_prompt=self.check_prompt,
+            replacement=OwnRefusal() if self.own_refusal else text,
+        )
+
+
+def generation_settings(
+    *,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    stop: list[str] | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """The keyword arguments of `Guard.stream`; what was not given stays with the model's own configuration.
+
+    Raises:
+        ConfigError: Settings of sampling for a greedy run.
+    """
+    if temperature == 0 and (top_p is not None or top_k is not None):
+        raise ConfigError("--temperature 0 is greedy: --top-p and --top-k need a higher one")
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "stop": stop or None,
+        "seed": seed,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    if temperature is None and (top_p is not None or top_k is not None):
+        settings["do_sample"] = True
+    return settings
