@@ -33,10 +33,11 @@ _WORDS = {
         "answer and reads off how harmful the model itself finds it, here before the first new token. (Depth: tokens "
         "of the answer so far, the prefill included.)",
     ),
-    "turning": (
-        "A harmless question, an answer that turns",
-        "Sampling leads the model itself into what it must not write. A pass clears the text before it; what "
-        "no check has cleared is held back, and here never shown.",
+    "turning-text": (
+        "A text that turns",
+        "A guard can judge any stream, also one that its model does not write. Here a text comes in word by word. A "
+        "check that passes clears what stands before it; the rest is held back until the next one, and dropped if that "
+        "one flags.",
     ),
     "benign": ("A harmless question, a harmless answer", "The guard changes nothing, token for token."),
 }
@@ -77,7 +78,7 @@ class Stage:
 
     def play(self, scene: Scene, runs: Mapping[Mode, Run]) -> None:
         """One scene in all its modes."""
-        guarded, control = runs["guarded"], runs.get("unguarded")
+        guarded, control = runs["guarded"], runs.get("unguarded", runs.get("audit"))
         title, explanation = _WORDS[scene.name]
         self._scenes += 1
         self._heading(f"{self._scenes}. {title}")
@@ -88,8 +89,9 @@ class Stage:
         if guarded.halt is not None and control is not None:
             self._print()
             self._side_by_side(control, guarded)
-            charted = runs.get("audit", guarded)
-            if "audit" in runs:
+            charted = guarded
+            if len(guarded.checks) == 1 and "audit" in runs:
+                charted = runs["audit"]
                 flags = sum(check.decision == "flag" for check in charted.checks)
                 self._say(f"\nThe same answer, had nothing been cut: {flags} of {len(charted.checks)} checks flag it.")
             for line in bar_chart(charted.checks, prefill_tokens=charted.checks[0].depth if scene.prefill else 0):

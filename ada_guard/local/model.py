@@ -132,10 +132,10 @@ class LocalModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
             net: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise ConfigError(
-                f"cannot load the model {str(model)!r}: no such folder or id, or not a causal language model "
-                f"({type(error).__name__})"
+                f"cannot load the model {str(model)!r}: no such folder or id, not a causal language "
+                f"model, or a library it needs is missing ({type(error).__name__})"
             ) from None
         if device is not None:
             net = net.to(device)
