@@ -125,7 +125,9 @@ def main() -> None:
         "command": "python benchmarks/fused_step.py",
         "commit": commit.stdout.strip(),
         "model": f"random llama, {parameters / 1e9:.2f} B, bfloat16, probe layer 9 of 19, header of {len(HEADER)}",
-        "device": options.device if options.device != "cpu" else f"cpu, {os.cpu_count()} cores",
+        "device": options.device
+        if options.device != "cpu"
+        else f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
