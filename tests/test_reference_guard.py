@@ -135,8 +135,8 @@ def test_check_at_every_token_is_made_at_every_token(model: LocalModel) -> None:
     assert len(depths) >= 25
 
 
-# Rethink with a check at every token: three training attempts did not reach the bar; the README shows what was reached.
-KNOWN_MISSES = {"rethink, every token: benign answers with any flag"}
+# Rethink's false flags: three trainings of the model did not reach the bar; the README shows what was reached.
+KNOWN_MISSES = {f"rethink, {name}: benign answers with any flag" for name in ("default", "every token")}
 
 
 def test_the_saved_measurement_belongs_to_the_shipped_weights_and_its_bars_hold(model: LocalModel) -> None:
