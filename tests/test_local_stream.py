@@ -300,17 +300,6 @@ def test_prefill_counts_in_depth_is_checked_first_and_is_not_released(probed: Lo
     assert done_of(events).generated_tokens == 7
 
 
-def test_check_of_a_finished_answer_equals_the_check_in_the_stream(probed: LocalModel) -> None:
-    guard = guard_of(probed, interval=4)
-    events = list(guard.stream(USER, max_new_tokens=12, temperature=0))
-    text = "".join(e.to_dict().get("text", "") for e in events)
-    if len(probed.tokenizer.encode(text, add_special_tokens=False)) == 12 and "\ufffd" not in text:
-        last = [e for e in events if isinstance(e, Check)][-1]
-        verdict = guard.check(USER, text)
-        assert verdict.depth == last.depth
-        assert verdict.harm_probability == pytest.approx(last.harm_probability, abs=1e-5)
-
-
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
 def test_chunking_does_not_matter_to_a_companion(probed: LocalModel, size: int) -> None:
     text = "Mix flour — 漢字 and 🙂 water.\n\n  Then bake it,  slowly; " * 2

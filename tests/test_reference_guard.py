@@ -12,6 +12,7 @@ import pytest
 from ada_guard import Check, Done, Guard, Halt, OwnRefusal, Policy, Release, Replace, Schedule
 from ada_guard.local import LocalModel
 from ada_guard.probe import LinearProbe
+from ada_guard.prompt import encode_text
 from ada_guard.reference import PROBE_FILE
 from ada_guard.reference.data import chat, long_document, question, topics
 from ada_guard.refusals import RefusalMatcher
@@ -133,6 +134,19 @@ def test_check_at_every_token_is_made_at_every_token(model: LocalModel) -> None:
     depths = [e.depth for e in events if isinstance(e, Check)]
     assert depths == list(range(1, len(depths) + 1))
     assert len(depths) >= 25
+
+
+def test_check_of_a_finished_answer_equals_the_last_check_in_its_stream(model: LocalModel) -> None:
+    used = guard(model, "probe")
+    messages, _ = case("benign", seed=4)
+    events = list(used.stream(messages, max_new_tokens=40, temperature=0))
+    text = "".join(e.text for e in events if isinstance(e, Release))
+    last = [e for e in events if isinstance(e, Check)][-1]
+    assert isinstance(events[-1], Done)
+    assert tuple(encode_text(model.tokenizer, text)) == events[-1].token_ids, "the text must stand for the same tokens"
+    verdict = used.check(messages, text)
+    assert verdict.depth == last.depth
+    assert verdict.harm_probability == pytest.approx(last.harm_probability, abs=1e-5)
 
 
 # Rethink's false flags: three trainings of the model did not reach the bar; the README shows what was reached.
