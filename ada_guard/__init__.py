@@ -1,6 +1,8 @@
 """ada-guard: a streaming safety guard. The model's own assistant header, put back at any depth, judges the answer."""
 
 from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
+from ada_guard.completion import Completion
+from ada_guard.delta import Fragment, ToolCall, Usage
 from ada_guard.errors import (
     AdaGuardError,
     CheckError,
@@ -10,7 +12,7 @@ from ada_guard.errors import (
     MissingExtraError,
 )
 from ada_guard.events import Check, Done, Event, Halt, Release, Replace
-from ada_guard.guard import Completion, Guard
+from ada_guard.guard import Guard
 from ada_guard.guarded_session import GuardedSession
 from ada_guard.policy import OwnRefusal, Policy, Schedule
 from ada_guard.verdict import Decision, Verdict
@@ -26,6 +28,7 @@ __all__ = [
     "Decision",
     "Done",
     "Event",
+    "Fragment",
     "GenerationError",
     "Guard",
     "GuardedSession",
@@ -38,5 +41,7 @@ __all__ = [
     "Replace",
     "RethinkChecker",
     "Schedule",
+    "ToolCall",
+    "Usage",
     "Verdict",
 ]

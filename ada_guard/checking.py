@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from ada_guard.errors import CheckError
 from ada_guard.policy import Schedule
 from ada_guard.verdict import Verdict
 
@@ -23,6 +24,7 @@ __all__ = [
     "Checker",
     "Checking",
     "Lookahead",
+    "judge",
 ]
 
 LOOKAHEAD_TOKENS = 20
@@ -136,3 +138,26 @@ class Checker(Protocol):
     def check(self, context: CheckContext) -> Checking:
         """Yields requests, is sent their answers, returns the verdict. Raises `CheckError` if it cannot decide."""
         ...
+
+
+def judge(checker: Checker, context: CheckContext, answer: Callable[[Ask], float | Lookahead]) -> Verdict:
+    """Runs a checker to its verdict, here and now.
+
+    Args:
+        checker: Who decides.
+        context: What it may know.
+        answer: Answers its requests.
+
+    Raises:
+        CheckError: It returned no verdict. Whatever the checker or `answer` raises passes through.
+    """
+    checking = checker.check(context)
+    said: Any = None
+    while True:
+        try:
+            ask = checking.send(said)
+        except StopIteration as stop:
+            if not isinstance(stop.value, Verdict):
+                raise CheckError("the checker returned no verdict") from None
+            return stop.value
+        said = answer(ask)

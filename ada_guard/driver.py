@@ -1,131 +1,177 @@
-"""What moves a guarded stream: one flow of steps, run by a thin loop, sync or async. Knows no model and no socket."""
+"""What moves guarded streams: one flow of steps and events, run by a thin loop, sync or async. Knows no model, no socket."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
-from ada_guard.checking import Ask, CheckContext, Checker, Lookahead
-from ada_guard.errors import CheckError
-from ada_guard.events import Done, Event, FinishReason, Release
-from ada_guard.session import Piece, StreamSession
+from ada_guard.checking import CheckContext, Checker
+from ada_guard.delta import Delta, Usage
+from ada_guard.errors import CheckError, GenerationError
+from ada_guard.events import Check, Done, Event, Halt, Release, Replace
+from ada_guard.session import StreamSession
+from ada_guard.sidecar.protocol import Following
+from ada_guard.steps import Step, Steps, arun, run
 from ada_guard.verdict import Verdict
 
-__all__ = [
-    "Flow",
-    "Reinjection",
-    "Run",
-    "SidecarSession",
-    "Source",
-    "adrive",
-    "check_due",
-    "drive",
-    "guarded",
-    "unguarded",
-]
+__all__ = ["Flow", "Lane", "Source", "adrive", "check_due", "drive", "guarded", "settle", "unguarded"]
 
-T = TypeVar("T")
-
-
-class Reinjection(Protocol):
-    """The Safety Tokens in the context of one stream, while a check lasts."""
-
-    def answer(self, ask: Ask) -> float | Lookahead:
-        """Answers a checker's request."""
-        ...
-
-
-class SidecarSession(Protocol):
-    """One stream's place in the model that judges it."""
-
-    def reinjected(self, asks: frozenset[type[Ask]], *, depth: int) -> AbstractContextManager[Reinjection]:
-        """Injects the Safety Tokens behind exactly `depth` assistant tokens, and takes them out again."""
-        ...
-
-    def close(self) -> None:
-        """Frees the stream's memory. May be called twice."""
-        ...
+_EVENTS = (Release, Check, Done, Halt, Replace)
 
 
 class Source(Protocol):
-    """Where the pieces come from."""
+    """Where the deltas come from."""
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the source ended; None while it runs."""
+    def usage(self) -> Usage | None:
+        """Token counts of the whole response, as far as they are known."""
         ...
 
-    def next_piece(self) -> Piece | None:
-        """The next piece; None when there is no further one."""
+    def pull(self) -> Steps[Delta | None]:
+        """The next delta; None when there is no further one.
+
+        Raises:
+            GenerationError: The source failed.
+        """
         ...
 
-    def close(self) -> None:
+    def close(self) -> Steps[None]:
         """Stops the work behind the stream. May be called twice."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A step that the loop must run where the model lives; its result is sent back into the flow."""
+@dataclass(slots=True)
+class Lane:
+    """One choice of a response: its state and its place in the sidecar.
 
-    call: Callable[[], Any]
+    Attributes:
+        session: What is held back, due and released.
+        following: Who is asked for checks.
+        exhausted: Whether the source has said that this choice is complete, cut or not.
+        reported: Whether its `Done` was handed out.
+    """
+
+    session: StreamSession
+    following: Following
+    exhausted: bool = field(default=False, init=False)
+    reported: bool = field(default=False, init=False)
+
+    def take(self, delta: Delta, checker: Checker) -> Steps[None]:
+        """Takes what the source gave, and makes the checks that this makes due."""
+        if delta.finish_reason is not None:
+            self.exhausted = True
+        if self.session.ended:
+            return
+        pieces = yield from self.following.push(delta.fragments, delta.token_ids)
+        if delta.finish_reason is not None:
+            pieces = [*pieces, *(yield from self.following.flush())]
+        for piece in pieces:
+            self.session.push(piece)
+        if delta.finish_reason is not None:
+            self.session.end(delta.finish_reason)
+        yield from settle(self.session, self.following, checker)
 
 
-Flow: TypeAlias = Generator[Event | Run, Any, None]
+Flow: TypeAlias = Generator[Event | Step, Any, None]
 
 
-def guarded(session: StreamSession, source: Source, sidecar: SidecarSession, checker: Checker) -> Flow:
-    """The steps and events of a guarded stream. The source is closed before the events of a cut are handed out."""
+def guarded(source: Source, lanes: Sequence[Lane], checker: Checker) -> Flow:
+    """The steps and events of a guarded response. The source is closed before the events of its last cut are handed out.
+
+    A cut mutes its lane; the source is closed as soon as all lanes have ended.
+
+    Args:
+        source: Gives the deltas of every lane.
+        lanes: By choice.
+        checker: Who decides.
+    """
     started = time.perf_counter()
+    source_ended = False
+    for lane in lanes:
+        yield from settle(lane.session, lane.following, checker)
     while True:
-        while session.due is not None:
-            yield Run(lambda: check_due(session, sidecar, checker))
-        if session.ended:
-            source.close()
-        yield from session.drain()
-        if session.ended:
+        if all(lane.session.ended for lane in lanes) and any(
+            lane.session.cut and not (lane.exhausted and lane.reported) for lane in lanes
+        ):
+            yield from source.close()
+            source_ended = True
+        for lane in lanes:
+            yield from lane.session.drain()
+            if lane.session.ended and not lane.reported and (source_ended or lane.session.cut):
+                lane.reported = True
+                yield from lane.following.close()
+                usage = source.usage or (_estimated(lanes) if lane.session.cut else None)
+                yield lane.session.done(wall_ms=_ms_since(started), usage=usage)
+        if source_ended:
             break
-        piece = yield Run(source.next_piece)
-        if piece is not None:
-            session.push(piece)
-            del piece  # a suspended flow must not keep text alive that the session has dropped
-        if source.finish_reason is not None:
-            session.end(source.finish_reason)
-    yield session.done(wall_ms=_ms_since(started))
-    if session.error is not None:
-        raise session.error
+        delta = yield from source.pull()
+        source_ended = delta is None
+        for lane in lanes if delta is None else [_lane(lanes, delta)]:
+            # Without a word of its own, a choice is over when the response is.
+            yield from lane.take(delta or Delta(finish_reason="stop"), checker)
+        del delta  # a suspended flow must not keep text alive that the session has dropped
+    for lane in lanes:
+        if lane.session.error is not None:
+            raise lane.session.error
+
+
+def _lane(lanes: Sequence[Lane], delta: Delta) -> Lane:
+    if not 0 <= delta.choice < len(lanes):
+        raise GenerationError("the endpoint sent a choice that was not asked for")
+    return lanes[delta.choice]
+
+
+def _estimated(lanes: Sequence[Lane]) -> Usage:
+    """What a response that was closed has cost so far, counted in the sidecar's tokens."""
+    return Usage(
+        prompt_tokens=lanes[0].following.prompt_tokens,
+        completion_tokens=sum(lane.session.generated_tokens for lane in lanes),
+        estimated=True,
+    )
 
 
 def unguarded(source: Source) -> Flow:
     """The same source without any check: the control that a guarded stream is compared with."""
     started = time.perf_counter()
-    token_ids: list[int] = []
-    while source.finish_reason is None:
-        piece = yield Run(source.next_piece)
-        if piece is None:
-            continue
-        if piece.is_token and piece.token_id is not None:
-            token_ids.append(piece.token_id)
-        if piece.text:
-            yield Release(text=piece.text, depth=len(token_ids))
-    yield Done(
-        finish_reason=source.finish_reason,
-        generated_tokens=len(token_ids),
-        released_tokens=len(token_ids),
-        unchecked_released_tokens=len(token_ids),
-        checks=0,
-        check_ms=0.0,
-        wall_ms=_ms_since(started),
-        token_ids=tuple(token_ids),
-    )
+    ended: dict[int, str] = {}
+    token_ids: dict[int, list[int]] = {}
+    depths: dict[int, int] = {}
+    while (delta := (yield from source.pull())) is not None:
+        ids = token_ids.setdefault(delta.choice, [])
+        ids += delta.token_ids
+        # Without ids a delta counts as a token: nothing here reads the text.
+        depth = depths[delta.choice] = len(ids) or depths.get(delta.choice, 0) + bool(delta.fragments)
+        for fragment in delta.fragments:
+            yield Release(
+                text=fragment.text, depth=depth, channel=fragment.channel, call=fragment.call, choice=delta.choice
+            )
+        if delta.finish_reason is not None:
+            ended[delta.choice] = delta.finish_reason
+    for choice in sorted(token_ids) or [0]:
+        depth = depths.get(choice, 0)
+        yield Done(
+            choice=choice,
+            finish_reason=ended.get(choice, "stop"),
+            generated_tokens=depth,
+            released_tokens=depth,
+            unchecked_released_tokens=depth,
+            checks=0,
+            check_ms=0.0,
+            wall_ms=_ms_since(started),
+            token_ids=tuple(token_ids.get(choice, ())),
+            usage=source.usage,
+        )
 
 
-def check_due(session: StreamSession, sidecar: SidecarSession, checker: Checker) -> Verdict | None:
+def settle(session: StreamSession, following: Following, checker: Checker) -> Steps[None]:
+    """Makes the checks that are due."""
+    while session.due is not None:
+        yield from check_due(session, following, checker)
+
+
+def check_due(session: StreamSession, following: Following, checker: Checker) -> Steps[Verdict | None]:
     """Makes the check that is due and tells the session. None if it could not be made: fail closed is the session's."""
     depth = session.due
     if depth is None:
@@ -133,7 +179,7 @@ def check_due(session: StreamSession, sidecar: SidecarSession, checker: Checker)
     context = CheckContext(depth=depth, generated_tokens=session.generated_tokens, answer=session.answer)
     started = time.perf_counter()
     try:
-        verdict = _judge(checker, context, sidecar)
+        verdict = yield from following.check(checker, context)
     except Exception as error:  # noqa: BLE001  # whatever went wrong, also in a user's checker: the text is unchecked
         reason = str(error) if type(error) is CheckError else type(error).__name__
         session.fail(reason, checker=checker.name, elapsed_ms=_ms_since(started))
@@ -142,77 +188,69 @@ def check_due(session: StreamSession, sidecar: SidecarSession, checker: Checker)
     return verdict
 
 
-def _judge(checker: Checker, context: CheckContext, sidecar: SidecarSession) -> Verdict:
-    """Runs a checker's generator against a sidecar in this process."""
-    with sidecar.reinjected(checker.asks, depth=context.depth) as header:
-        checking = checker.check(context)
-        answer: Any = None
-        while True:
-            try:
-                ask = checking.send(answer)
-            except StopIteration as stop:
-                if not isinstance(stop.value, Verdict):
-                    raise CheckError("the checker returned no verdict") from None
-                return stop.value
-            answer = header.answer(ask)
+def drive(flow: Flow, close: Callable[[], Steps[None]]) -> Generator[Event, None, None]:
+    """Runs a flow in the calling thread. Closing the generator stops the source.
 
-
-def drive(flow: Flow, source: Source) -> Generator[Event, None, None]:
-    """Runs a flow in the calling thread. Closing the generator stops the source."""
+    Args:
+        flow: As `guarded` gives it.
+        close: Closes whatever the flow has opened.
+    """
     try:
-        result: Any = None
+        act: Callable[[Any], Event | Step] = flow.send
+        value: Any = None
         while True:
             try:
-                step = flow.send(result)
+                step = act(value)
             except StopIteration:
                 return
-            if isinstance(step, Run):
-                result = step.call()
-            else:
-                result = None
+            act, value = flow.send, None
+            if isinstance(step, _EVENTS):
                 yield step
                 del step
+                continue
+            try:
+                value = step.run()
+            except BaseException as error:  # noqa: BLE001  # the flow's own to handle
+                act, value = flow.throw, error
     finally:
         flow.close()
-        source.close()
+        run(close())
 
 
-async def adrive(flow: Flow, source: Source, worker: Executor) -> AsyncGenerator[Event, None]:
-    """Runs a flow on a worker thread. Cancelling waits for the running step, then stops the source."""
+async def adrive(flow: Flow, close: Callable[[], Steps[None]]) -> AsyncGenerator[Event, None]:
+    """Runs a flow on the event loop. Cancelling waits for a step on a worker thread, then stops the source."""
     try:
-        result: Any = None
+        act: Callable[[Any], Event | Step] = flow.send
+        value: Any = None
         while True:
             try:
-                step = flow.send(result)
+                step = act(value)
             except StopIteration:
                 return
-            if isinstance(step, Run):
-                result = await run_on(worker, step.call)
-            else:
-                result = None
+            act, value = flow.send, None
+            if isinstance(step, _EVENTS):
                 yield step
                 del step
+                continue
+            try:
+                value = await step.arun()
+            except BaseException as error:  # noqa: BLE001  # the flow's own to handle
+                act, value = flow.throw, error
     finally:
         flow.close()
-        source.close()
+        await arun(close())
 
 
-async def run_on(worker: Executor, call: Callable[[], T]) -> T:
-    """Awaits a call on a worker thread; if cancelled, not before the call has left the thread."""
-    job = worker.submit(call)
-    done = asyncio.wrap_future(job)
-    cancelled = False
-    while not done.done():
+def closing(parts: Iterable[Callable[[], Steps[None]]]) -> Steps[None]:
+    """Closes one after the other, also where one of them fails; the first failure is raised at the end."""
+    failure: Exception | None = None
+    for part in parts:
         try:
-            await asyncio.wait({done})
-        except asyncio.CancelledError:
-            cancelled = True
-            job.cancel()  # takes effect only if it has not begun
-    if cancelled:
-        # Looked at, so that an error of a step nobody waits for is not reported as forgotten.
-        _ = done.cancelled() or done.exception()
-        raise asyncio.CancelledError
-    return done.result()
+            yield from part()
+        except Exception as error:  # noqa: BLE001  # the others must be closed all the same
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _ms_since(started: float) -> float:

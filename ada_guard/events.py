@@ -8,15 +8,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from ada_guard.delta import Channel, ToolCall, Usage
+
 __all__ = ["Check", "CheckDecision", "Done", "Event", "FinishReason", "Halt", "HaltReason", "Release", "Replace"]
 
 CheckDecision: TypeAlias = Literal["pass", "flag", "unchecked"]
-FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
+FinishReason: TypeAlias = str
+"""``"stop"``, ``"length"``, ``"tool_calls"``, or what else the source says; ``"content_filter"`` after a cut."""
 HaltReason: TypeAlias = Literal["flag", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
+    choice: int = 0
+    """Which of several answers to one request; 0 where there is one."""
+
     def to_dict(self) -> dict[str, Any]:
         """The event as plain JSON types, its name under ``"event"``."""
         return {"event": type(self).__name__.lower(), **asdict(self)}
@@ -35,6 +41,7 @@ class Check(_Event):
         reason: A word of the checker's fixed vocabulary, or the class name of the error.
         lookahead_tokens: Tokens generated for the check and thrown away.
         elapsed_ms: Wall time of the check in milliseconds; for a fused check, of the forward it rode in.
+        partial_view: Whether there was something in the conversation that the sidecar could not be shown.
     """
 
     depth: int
@@ -45,14 +52,24 @@ class Check(_Event):
     reason: str | None
     lookahead_tokens: int
     elapsed_ms: float
+    partial_view: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(_Event):
-    """Text is handed to the consumer. `depth` is the depth up to which the stream is now released."""
+    """Text is handed to the consumer.
+
+    Attributes:
+        text: The characters. A tool call comes whole: its arguments.
+        depth: Up to where the stream is now released.
+        channel: ``"text"``, or the field of the answer that the characters belong to.
+        call: For a tool call, its index, id and name.
+    """
 
     text: str = field(repr=False)
     depth: int
+    channel: Channel = "text"
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +93,16 @@ class Done(_Event):
     """The stream has ended. Always the last event unless an error is raised.
 
     Attributes:
-        finish_reason: The source's own, or ``"content_filter"`` after a cut.
+        finish_reason: The source's own, or ``"content_filter"`` after a cut (an endpoint may say that by itself; a cut
+            of ours comes with a `Halt`).
         generated_tokens: Tokens the source produced, without the prefill and without the end-of-sequence token.
         released_tokens: Tokens the consumer was shown.
         unchecked_released_tokens: Of those, tokens that no passing check covers. 0 under ``release="hold"``.
         checks: Checks made.
         check_ms: Their wall time in milliseconds, all together.
         wall_ms: Wall time of the whole stream in milliseconds.
-        token_ids: Ids of the released tokens, where the source gives ids.
+        token_ids: Ids of the released tokens, in the tokenizer in which depth is counted.
+        usage: Of the whole response, where an endpoint states it; after a cut marked as estimated if it had not.
     """
 
     finish_reason: FinishReason
@@ -94,6 +113,7 @@ class Done(_Event):
     check_ms: float
     wall_ms: float
     token_ids: tuple[int, ...] = field(repr=False)
+    usage: Usage | None = None
 
 
 Event: TypeAlias = Check | Release | Halt | Replace | Done

@@ -1,32 +1,37 @@
-"""`Guard`: a model, a checker and a policy. The public face; everything it does is done elsewhere."""
+"""`Guard`: a source, a sidecar, a checker and a policy. The public face; everything it does is done elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
-from ada_guard.checking import Checker
-from ada_guard.driver import adrive, check_due, drive, guarded, run_on, unguarded
+from ada_guard.checking import Calibration, Checker
+from ada_guard.completion import Completion
+from ada_guard.driver import Flow, Lane, Source, adrive, check_due, closing, drive, guarded, unguarded
 from ada_guard.errors import CheckError, ConfigError
-from ada_guard.events import Check, Done, Event, FinishReason, Release, Replace
-from ada_guard.guarded_session import GuardedSession
+from ada_guard.events import Check, Event
+from ada_guard.guarded_session import GuardedSession, Pushed, fragments_of
 from ada_guard.policy import Policy
 from ada_guard.session import StreamSession
+from ada_guard.sidecar.protocol import Conversation, Following, Sidecar
+from ada_guard.steps import Steps, arun, run
 from ada_guard.verdict import Decision, Verdict
 
 if TYPE_CHECKING:
-    from ada_guard.local import LocalModel, LocalStream, StateProbe
-    from ada_guard.sidecar.companion import CompanionStream
+    from typing_extensions import TypeIs
 
-__all__ = ["Completion", "Guard", "Messages"]
+    from ada_guard.local import LocalModel, StateProbe
+    from ada_guard.sources import Endpoint
+
+__all__ = ["Guard", "Messages"]
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Tools: TypeAlias = Sequence[Any] | None
 TemplateKwargs: TypeAlias = Mapping[str, Any] | None
 CheckName: TypeAlias = Literal["probe", "rethink", "cascade"]
+CheckPass: TypeAlias = Literal["fused", "separate"]
 
 _CHECKERS: Mapping[str, type[ProbeChecker | RethinkChecker | CascadeChecker]] = {
     "probe": ProbeChecker,
@@ -35,70 +40,106 @@ _CHECKERS: Mapping[str, type[ProbeChecker | RethinkChecker | CascadeChecker]] = 
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A whole answer.
-
-    Attributes:
-        text: The answer, or after a cut the replacement alone: what belongs into a history.
-        released: What a stream's consumer saw before the cut, or all of it.
-        events: Everything that happened, in order.
-    """
-
-    text: str = field(repr=False)
-    released: str = field(repr=False)
-    events: tuple[Event, ...] = field(repr=False)
-
-    @property
-    def done(self) -> Done:
-        """The closing event, with the counts."""
-        done = self.events[-1]
-        assert isinstance(done, Done)
-        return done
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """``"content_filter"`` after a cut, otherwise the source's own."""
-        return self.done.finish_reason
-
-    @property
-    def flagged(self) -> bool:
-        """Whether any check flagged, cut or not."""
-        return any(isinstance(event, Check) and event.decision == "flag" for event in self.events)
-
-
 class Guard:
-    """Guards streams of one model.
+    """Guards streams: of a local model, of an endpoint, or of whatever its user pushes.
 
     A guard holds no state of a stream: any number of threads and tasks may use one at the same time.
 
     Args:
-        model: The local model that generates, or that judges what something else generates.
-        checker: Who decides. None: the probe if the model has one, else rethink.
+        model: What generates: a local model, an endpoint, or None where streams are only pushed.
+        sidecar: What judges. None: the local model itself, in whose decode steps the checks then ride. A local model
+            given here becomes a companion.
+        checker: Who decides. None: the probe if the sidecar has one, else rethink.
         policy: When to check and what to do then.
-        check_pass: ``"fused"`` lets checks ride in the decode step; ``"separate"`` is bit-identical to an unguarded
-            run.
+        check_pass: For a local model that judges itself: ``"fused"`` lets checks ride in the decode step;
+            ``"separate"`` is bit-identical to an unguarded run.
 
     Raises:
-        ConfigError: A probe check without a probe.
+        ConfigError: Nothing to judge with; a probe check of a local model without a probe.
     """
 
     def __init__(
         self,
-        model: LocalModel,
+        model: LocalModel | Endpoint | None = None,
         *,
+        sidecar: Sidecar | LocalModel | None = None,
         checker: Checker | None = None,
         policy: Policy | None = None,
-        check_pass: Literal["fused", "separate"] = "fused",
+        check_pass: CheckPass = "fused",
     ) -> None:
         if check_pass not in ("fused", "separate"):
             raise ConfigError("check_pass must be fused or separate")
-        self.model = model
+        self.endpoint: Endpoint | None = None
+        self._local: LocalModel | None = None
+        if _is_local(model):
+            self._local = model
+        else:
+            self.endpoint = model
+        if self._local is None and sidecar is None:
+            raise ConfigError("a guard needs something that judges: give sidecar=")
         self.policy = policy or Policy()
-        self.check_pass: Literal["fused", "separate"] = check_pass
-        chosen: Checker = checker or (ProbeChecker() if model.probe is not None else RethinkChecker())
-        calibration = None if model.probe is None else model.probe.calibration
-        self.checker = chosen.prepare(calibration, self.policy.schedule)
+        self.check_pass: CheckPass = check_pass
+        self._sidecar = sidecar
+        self._judges_itself = sidecar is None
+        self._wanted_checker = checker
+        self._checker: Checker | None = None
+        if self._local is not None and self._judges_itself:
+            self._checker = self._prepared(None if self._local.probe is None else self._local.probe.calibration)
+
+    @property
+    def model(self) -> LocalModel:
+        """The local model that generates.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self._local is None:
+            raise ConfigError("this guard has no local model: an endpoint generates, or streams are pushed")
+        return self._local
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What judges text that this guard's own local model is not writing at the moment."""
+        judge = self._local if self._sidecar is None else self._sidecar
+        assert judge is not None
+        if _is_local(judge):
+            from ada_guard.sidecar.companion import LocalSidecar
+
+            judge = LocalSidecar(judge)
+        self._sidecar = judge
+        return judge
+
+    @property
+    def checker(self) -> Checker:
+        """Who decides.
+
+        Raises:
+            ConfigError: Not known yet: the sidecar must be asked first, see `connect`.
+        """
+        if self._checker is None:
+            raise ConfigError("call connect() first: which checker decides depends on the sidecar")
+        return self._checker
+
+    def connect(self) -> None:
+        """Asks the sidecar what it can do. Made by the first stream otherwise.
+
+        Raises:
+            CheckError: It cannot be reached.
+            ConfigError: It has no probe, and the checker needs one.
+        """
+        run(self._connect())
+
+    async def aconnect(self) -> None:
+        """As `connect`, for async code."""
+        await arun(self._connect())
+
+    def close(self) -> None:
+        """Frees what the guard has opened: sidecar and connections. Streams that still run fail."""
+        run(self._close())
+
+    async def aclose(self) -> None:
+        """As `close`, for async code."""
+        await arun(self._close())
 
     @classmethod
     def from_pretrained(
@@ -108,7 +149,7 @@ class Guard:
         probe: str | Path | StateProbe | None = None,
         check: CheckName | Checker | None = None,
         policy: Policy | None = None,
-        check_pass: Literal["fused", "separate"] = "fused",
+        check_pass: CheckPass = "fused",
         **model_kwargs: Any,
     ) -> Guard:
         """A guard on a model that is loaded by id or folder.
@@ -130,20 +171,55 @@ class Guard:
         from ada_guard.probe import LinearProbe
         from ada_guard.reference import PROBE_FILE
 
-        if isinstance(check, str) and check not in _CHECKERS:
-            raise ConfigError(f"check must be one of {', '.join(_CHECKERS)}")
-        checker = _CHECKERS[check]() if isinstance(check, str) else check
+        checker = _named(check)
         if probe is None and str(model) == "reference":
             probe = PROBE_FILE
         loaded = LinearProbe.load(probe) if isinstance(probe, (str, Path)) else probe
         local = LocalModel.from_pretrained(model, probe=loaded, **model_kwargs)
         return cls(local, checker=checker, policy=policy, check_pass=check_pass)
 
-    # -- a local stream -------------------------------------------------------------------------------------------
+    @classmethod
+    def for_endpoint(
+        cls,
+        base_url: str,
+        *,
+        model: str,
+        sidecar: Sidecar | LocalModel | str | Path,
+        probe: str | Path | StateProbe | None = None,
+        check: CheckName | Checker | None = None,
+        policy: Policy | None = None,
+        **settings: Any,
+    ) -> Guard:
+        """A guard on an OpenAI-compatible endpoint.
+
+        Args:
+            base_url: Up to and with ``/v1``.
+            model: Its name there.
+            sidecar: What judges: the URL of a sidecar server (`ada-guard serve`), a Hugging Face id or folder to load
+                here, ``"reference"``, a loaded local model, or a sidecar.
+            probe: As in `from_pretrained`, for a sidecar that is loaded here.
+            check: As in `from_pretrained`.
+            policy: When to check and what to do then.
+            settings: Further settings of `ada_guard.sources.Endpoint`.
+
+        Raises:
+            ConfigError: A setting that cannot work.
+        """
+        from ada_guard.sources import Endpoint
+
+        endpoint = Endpoint(base_url=base_url, model=model, **settings)
+        if isinstance(sidecar, str) and sidecar.startswith(("http://", "https://")):
+            from ada_guard.sidecar.client import HTTPSidecar
+
+            sidecar = HTTPSidecar(sidecar)
+        judge = cls.from_pretrained(sidecar, probe=probe).model if isinstance(sidecar, (str, Path)) else sidecar
+        return cls(endpoint, sidecar=judge, checker=_named(check), policy=policy)
+
+    # -- streams of the guard's own source ------------------------------------------------------------------------
 
     def stream(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         tools: Tools = None,
         template_kwargs: TemplateKwargs = None,
@@ -154,70 +230,76 @@ class Guard:
         Closing the generator, or dropping it, stops the generation.
 
         Args:
-            messages: The conversation as role/content mappings. An assistant turn at the end is a prefill.
-            tools: Tool definitions for the chat template.
+            messages: The conversation as role/content mappings. An assistant turn at the end is a prefill. A text is
+                a raw prompt, for endpoints with ``api="completions"``.
+            tools: Tool definitions.
             template_kwargs: Variables of the chat template, such as ``enable_thinking`` or ``documents``.
-            generation: ``max_new_tokens``, ``temperature``, ``stop``, ``seed``; any further field of transformers'
-                ``GenerationConfig``.
+            generation: For a local model ``max_new_tokens``, ``temperature``, ``stop``, ``seed`` and any further field
+                of transformers' ``GenerationConfig``; for an endpoint the fields of its request.
 
         Raises:
             ConfigError: Before any token flows.
+            CheckError: The sidecar cannot be reached; before any token flows.
             ContentFlaggedError: Only with ``on_flag="raise"``.
-            GenerationError: The model failed; what was held back is dropped.
+            GenerationError: The source failed; what was held back is dropped.
         """
-        source, session = self._open(messages, tools, template_kwargs, generation)
-        return drive(guarded(session, source, source, self.checker), source)
+        return drive(*self._flow(messages, tools, template_kwargs, generation))
 
     def astream(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         tools: Tools = None,
         template_kwargs: TemplateKwargs = None,
         **generation: Any,
     ) -> AsyncGenerator[Event, None]:
-        """As `stream`, for async code; the model runs on a worker thread of its own."""
-        source, session = self._open(messages, tools, template_kwargs, generation)
-        return adrive(guarded(session, source, source, self.checker), source, self.model.worker)
+        """As `stream`, for async code; a local model runs on a worker thread of its own."""
+        return adrive(*self._flow(messages, tools, template_kwargs, generation))
 
     def unguarded(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         tools: Tools = None,
         template_kwargs: TemplateKwargs = None,
         **generation: Any,
     ) -> Generator[Event, None, None]:
         """The same generation without any check: the control for measurements. Shows whatever the model says."""
-        source, _ = self._open(messages, tools, template_kwargs, generation)
-        return drive(unguarded(source), source)
+        source = self._source(Conversation.of(messages, tools, template_kwargs), generation)
+        return drive(unguarded(source), source.close)
 
-    def complete(self, messages: Messages, **settings: Any) -> Completion:
+    def complete(self, messages: Messages | str, **settings: Any) -> Completion:
         """Generates a whole answer; `settings` are those of `stream`."""
-        return _completion(list(self.stream(messages, **settings)))
+        return Completion.of(list(self.stream(messages, **_single(settings))))
 
-    async def acomplete(self, messages: Messages, **settings: Any) -> Completion:
+    async def acomplete(self, messages: Messages | str, **settings: Any) -> Completion:
         """As `complete`, for async code."""
-        return _completion([event async for event in self.astream(messages, **settings)])
+        return Completion.of([event async for event in self.astream(messages, **_single(settings))])
 
     # -- text that something else wrote ---------------------------------------------------------------------------
 
     def session(
-        self, messages: Messages, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+        self, messages: Messages | str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
     ) -> GuardedSession:
         """Guards a stream of one's own: push its text, get events.
 
-        The model is then a companion: it judges text that it may not have written itself. The published numbers of
+        The sidecar is then a companion: it judges text that it may not have written itself. The published numbers of
         Any-Depth Alignment do not cover that.
+
+        Raises:
+            ConfigError: The conversation cannot be shown to the sidecar's model.
+            CheckError: The sidecar cannot be reached, or has no room.
         """
-        companion = self._companion(messages, tools, template_kwargs)
-        session = StreamSession(
-            self.policy, prefill_tokens=companion.prefill_tokens, prefill_text=companion.prefill_text
-        )
-        return GuardedSession(session, companion, self.checker, self.model.worker)
+        return run(self._session(Conversation.of(messages, tools, template_kwargs)))
+
+    async def asession(
+        self, messages: Messages | str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+    ) -> GuardedSession:
+        """As `session`, for async code."""
+        return await arun(self._session(Conversation.of(messages, tools, template_kwargs)))
 
     def check(
-        self, messages: Messages, response: str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+        self, messages: Messages | str, response: Pushed, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
     ) -> Verdict:
         """Judges a finished answer at every depth of the schedule and at its end.
 
@@ -227,64 +309,139 @@ class Guard:
         Raises:
             CheckError: A check could not be made, or the checker abstained.
         """
-        companion = self._companion(messages, tools, template_kwargs)
-        try:
-            pieces = [*companion.push(response), *companion.flush()]
-            policy = Policy(schedule=self.policy.schedule, consecutive=self.policy.consecutive, check_prompt=not pieces)
-            session = StreamSession(
-                policy, prefill_tokens=companion.prefill_tokens, prefill_text=companion.prefill_text
-            )
-            for piece in pieces:
-                session.push(piece)
-            session.end("stop")
-            verdict: Verdict | None = None
-            while session.due is not None:
-                verdict = check_due(session, companion, self.checker)
-                if verdict is None or verdict.decision is Decision.ABSTAIN:
-                    raise CheckError(_last_failure(session.drain()))
-            if verdict is None:
-                raise CheckError("no check was made")
-            return verdict
-        finally:
-            companion.close()
+        return run(self._check(Conversation.of(messages, tools, template_kwargs), response))
 
     async def acheck(
-        self, messages: Messages, response: str, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
+        self, messages: Messages | str, response: Pushed, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
     ) -> Verdict:
         """As `check`, for async code."""
-        return await run_on(
-            self.model.worker,
-            lambda: self.check(messages, response, tools=tools, template_kwargs=template_kwargs),
-        )
+        return await arun(self._check(Conversation.of(messages, tools, template_kwargs), response))
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _open(
-        self, messages: Messages, tools: Tools, template_kwargs: TemplateKwargs, generation: Mapping[str, Any]
-    ) -> tuple[LocalStream, StreamSession]:
+    def _prepared(self, calibration: Calibration | None) -> Checker:
+        default: Checker = ProbeChecker() if calibration is not None else RethinkChecker()
+        return (self._wanted_checker or default).prepare(calibration, self.policy.schedule)
+
+    def _connect(self) -> Steps[Checker]:
+        if self._checker is None:
+            self._checker = self._prepared((yield from self.sidecar.connect()))
+        return self._checker
+
+    def _close(self) -> Steps[None]:
+        parts: list[Callable[[], Steps[None]]] = []
+        if self._sidecar is not None and not _is_local(self._sidecar):
+            parts.append(self._sidecar.close)
+        if self.endpoint is not None:
+            parts.append(self.endpoint.close)
+        yield from closing(parts)
+
+    def _flow(
+        self, messages: Messages | str, tools: Tools, template_kwargs: TemplateKwargs, generation: Mapping[str, Any]
+    ) -> tuple[Flow, Callable[[], Steps[None]]]:
+        """The flow of a stream, and what closes all that it opens."""
+        conversation = Conversation.of(messages, tools, template_kwargs)
+        if self._judges_itself:
+            source, session = self._open(conversation, generation)
+            return guarded(source, [Lane(session, source)], self.checker), source.close
+        source = self._source(conversation, generation)
+        lanes: list[Lane] = []
+
+        def flow() -> Flow:
+            checker = yield from self._connect()
+            for choice in range(_choices(generation)):
+                following = yield from self._follow(conversation, checker)
+                lanes.append(Lane(self._state(following, choice), following))
+            yield from guarded(source, lanes, checker)
+
+        return flow(), lambda: closing([source.close, *(lane.following.close for lane in lanes)])
+
+    def _source(self, conversation: Conversation, generation: Mapping[str, Any]) -> Source:
+        if self.endpoint is None:
+            source: Source = self._open(conversation, generation)[0]
+            return source
+        return self.endpoint.open(
+            conversation.messages or None, prompt=conversation.raw_prompt, tools=conversation.tools, **generation
+        )
+
+    def _open(self, conversation: Conversation, generation: Mapping[str, Any]) -> tuple[Any, StreamSession]:
+        """A generation of the local model, which is its own sidecar."""
         from ada_guard.local import LocalStream
 
         own = {
             name: generation[name] for name in ("max_new_tokens", "temperature", "stop", "seed") if name in generation
         }
         rest = {name: value for name, value in generation.items() if name not in own}
-        prompt = self.model.encode(messages, tools=tools, template_kwargs=template_kwargs)
+        prompt = self.model.encode(
+            conversation.plain_messages(),
+            tools=conversation.tools,
+            template_kwargs=conversation.template_kwargs,
+        )
         source = LocalStream(self.model, prompt, check_pass=self.check_pass, generation=rest, **own)
-        session = StreamSession(self.policy, prefill_tokens=source.prefill_tokens, prefill_text=source.prefill_text)
-        return source, session
+        return source, self._state(source, 0)
 
-    def _companion(self, messages: Messages, tools: Tools, template_kwargs: TemplateKwargs) -> CompanionStream:
-        from ada_guard.sidecar.companion import CompanionStream
+    def _follow(self, conversation: Conversation, checker: Checker) -> Steps[Following]:
+        return (yield from self.sidecar.open(conversation, asks=checker.asks, schedule=self.policy.schedule))
 
-        prompt = self.model.encode(messages, tools=tools, template_kwargs=template_kwargs)
-        return CompanionStream(self.model, prompt, check_pass=self.check_pass)
+    def _state(self, following: Following, choice: int) -> StreamSession:
+        return StreamSession(
+            self.policy,
+            prefill_tokens=following.prefill_tokens,
+            prefill_text=following.prefill_text,
+            choice=choice,
+        )
+
+    def _session(self, conversation: Conversation) -> Steps[GuardedSession]:
+        checker = yield from self._connect()
+        following = yield from self._follow(conversation, checker)
+        return GuardedSession(self._state(following, 0), following, checker)
+
+    def _check(self, conversation: Conversation, response: Pushed) -> Steps[Verdict]:
+        checker = yield from self._connect()
+        following = yield from self._follow(conversation, checker)
+        try:
+            pieces = [*(yield from following.push(fragments_of(response))), *(yield from following.flush())]
+            policy = Policy(schedule=self.policy.schedule, consecutive=self.policy.consecutive, check_prompt=not pieces)
+            session = StreamSession(
+                policy, prefill_tokens=following.prefill_tokens, prefill_text=following.prefill_text
+            )
+            for piece in pieces:
+                session.push(piece)
+            session.end("stop")
+            verdict: Verdict | None = None
+            while session.due is not None:
+                verdict = yield from check_due(session, following, checker)
+                if verdict is None or verdict.decision is Decision.ABSTAIN:
+                    raise CheckError(_last_failure(session.drain()))
+            if verdict is None:
+                raise CheckError("no check was made")
+            return verdict
+        finally:
+            yield from following.close()
 
 
-def _completion(events: list[Event]) -> Completion:
-    released = "".join(event.text for event in events if isinstance(event, Release))
-    cut = isinstance(events[-1], Done) and events[-1].finish_reason == "content_filter"
-    replacement = "".join(event.text for event in events if isinstance(event, Replace))
-    return Completion(text=replacement if cut else released, released=released, events=tuple(events))
+def _is_local(thing: object) -> TypeIs[LocalModel]:
+    """Whether it is a local model. Told by what it has: importing its class would import torch."""
+    return hasattr(thing, "tokenizer") and hasattr(thing, "spec")
+
+
+def _named(check: CheckName | Checker | None) -> Checker | None:
+    if isinstance(check, str) and check not in _CHECKERS:
+        raise ConfigError(f"check must be one of {', '.join(_CHECKERS)}")
+    return _CHECKERS[check]() if isinstance(check, str) else check
+
+
+def _choices(generation: Mapping[str, Any]) -> int:
+    n = generation.get("n")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise ConfigError("n must be a whole number >= 1")
+    return n or 1
+
+
+def _single(settings: dict[str, Any]) -> dict[str, Any]:
+    if _choices(settings) > 1:
+        raise ConfigError("n > 1: use stream, whose events say which choice they belong to")
+    return settings
 
 
 def _last_failure(events: list[Event]) -> str:

@@ -1,23 +1,32 @@
-"""A guarded stream that the user drives: push text, get events. Knows no source."""
+"""A guarded stream that the user drives: push its deltas, get events. Knows no source."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from ada_guard.checking import Checker
-from ada_guard.driver import check_due, run_on
+from ada_guard.delta import Fragment
+from ada_guard.driver import settle
 from ada_guard.errors import CheckError, ContentFlaggedError
 from ada_guard.events import Event, FinishReason
 from ada_guard.session import Piece, StreamSession
+from ada_guard.sidecar.protocol import Following
+from ada_guard.steps import Steps, arun, run
 
-if TYPE_CHECKING:
-    from ada_guard.sidecar.companion import CompanionStream
+__all__ = ["GuardedSession", "Pushed", "fragments_of"]
 
-__all__ = ["GuardedSession"]
+Pushed: TypeAlias = str | Fragment | Sequence[Fragment]
+"""Answer text, or fragments of other channels (reasoning, tool calls)."""
+
+
+def fragments_of(pushed: Pushed) -> tuple[Fragment, ...]:
+    """What was pushed, as fragments."""
+    if isinstance(pushed, str):
+        return (Fragment(text=pushed),) if pushed else ()
+    return (pushed,) if isinstance(pushed, Fragment) else tuple(pushed)
 
 
 class GuardedSession:
@@ -26,11 +35,10 @@ class GuardedSession:
     Not for use by several threads at once; open one session for each stream.
     """
 
-    def __init__(self, session: StreamSession, companion: CompanionStream, checker: Checker, worker: Executor) -> None:
+    def __init__(self, session: StreamSession, following: Following, checker: Checker) -> None:
         self._checker = checker
-        self._worker = worker
         self._session = session
-        self._companion = companion
+        self._following = following
         self._started = time.perf_counter()
         self._closed = False
 
@@ -39,49 +47,64 @@ class GuardedSession:
         """Whether the stream was cut or closed: nothing pushed from now on is looked at."""
         return self._session.ended or self._closed
 
-    def push(self, delta: str) -> list[Event]:
-        """Takes the next text of the stream; returns what may be shown now, and what else happened.
+    def push(self, delta: Pushed) -> list[Event]:
+        """Takes the next part of the stream; returns what may be shown now, and what else happened.
 
         Raises:
             ContentFlaggedError: Only with ``on_flag="raise"``; what may be shown of the text is in its `events`.
             CheckError: Likewise, if the check could not be made.
         """
-        return [] if self.ended else self._take(self._companion.push(delta))
+        return run(self._take(delta, None))
 
     def close(self, finish_reason: FinishReason = "stop") -> list[Event]:
         """The stream has ended by itself: checks and releases the rest. Empty after a cut or a second call."""
-        return [] if self.ended else self._take(self._companion.flush(), finish_reason)
+        return run(self._take((), finish_reason))
 
-    async def apush(self, delta: str) -> list[Event]:
+    async def apush(self, delta: Pushed) -> list[Event]:
         """As `push`, for async code."""
-        return await run_on(self._worker, lambda: self.push(delta))
+        return await arun(self._take(delta, None))
 
     async def aclose(self, finish_reason: FinishReason = "stop") -> list[Event]:
         """As `close`, for async code."""
-        return await run_on(self._worker, lambda: self.close(finish_reason))
+        return await arun(self._take((), finish_reason))
 
     def abandon(self) -> None:
         """Drops the stream without a further check. What was held back is never shown."""
-        self._closed = True
-        self._companion.close()
+        run(self._drop())
 
-    def _take(self, pieces: Sequence[Piece], finish_reason: FinishReason | None = None) -> list[Event]:
+    async def aabandon(self) -> None:
+        """As `abandon`, for async code."""
+        await arun(self._drop())
+
+    def _drop(self) -> Steps[None]:
+        self._closed = True
+        yield from self._following.close()
+
+    def _take(self, delta: Pushed, finish_reason: FinishReason | None) -> Steps[list[Event]]:
         session = self._session
+        if self.ended:
+            return []
+        pieces = yield from self._pieces(delta, finish_reason)
         for piece in pieces:
             session.push(piece)
         if finish_reason is not None:
             session.end(finish_reason)
-        while session.due is not None:
-            check_due(session, self._companion, self._checker)
+        yield from settle(session, self._following, self._checker)
         events = session.drain()
         if session.ended:
-            self.abandon()
+            yield from self._drop()
             events.append(session.done(wall_ms=(time.perf_counter() - self._started) * 1000.0))
             if isinstance(session.error, ContentFlaggedError | CheckError):
                 session.error.events = tuple(events)
             if session.error is not None:
                 raise session.error
         return events
+
+    def _pieces(self, delta: Pushed, finish_reason: FinishReason | None) -> Steps[list[Piece]]:
+        pieces = yield from self._following.push(fragments_of(delta))
+        if finish_reason is not None:
+            pieces = [*pieces, *(yield from self._following.flush())]
+        return pieces
 
     def __enter__(self) -> GuardedSession:
         return self
@@ -90,3 +113,11 @@ class GuardedSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abandon()
+
+    async def __aenter__(self) -> GuardedSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aabandon()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import groupby
 
+from ada_guard.delta import Fragment, Usage
 from ada_guard.errors import AdaGuardError, CheckError, ContentFlaggedError
 from ada_guard.events import Check, CheckDecision, Done, Event, FinishReason, Halt, HaltReason, Release, Replace
 from ada_guard.policy import DEFAULT_REPLACEMENT, Policy
@@ -19,15 +21,17 @@ __all__ = ["Piece", "StreamSession"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One settled token of the source and the text it adds.
+    """One settled token of the source and what it adds to the answer.
 
     Attributes:
         text: Text that becomes final with this token; empty while a character or a stop string is incomplete.
+        others: Likewise of reasoning and tool calls, in order and before `text`.
         token_id: Its id, where known.
         is_token: False for text that settles without a new token (the flush at the end of a stream).
     """
 
-    text: str = field(repr=False)
+    text: str = field(default="", repr=False)
+    others: tuple[Fragment, ...] = ()
     token_id: int | None = field(default=None, repr=False)
     is_token: bool = True
 
@@ -39,10 +43,13 @@ class StreamSession:
         policy: Schedule and reactions.
         prefill_tokens: Assistant tokens that were in the context before the stream began. They count in every depth,
             are checked before the first token, and are never released.
+        prefill_text: Their text.
+        choice: Which of several answers this is; stands in every event.
     """
 
-    def __init__(self, policy: Policy, *, prefill_tokens: int = 0, prefill_text: str = "") -> None:
+    def __init__(self, policy: Policy, *, prefill_tokens: int = 0, prefill_text: str = "", choice: int = 0) -> None:
         self._policy = policy
+        self._choice = choice
         self._prefill_tokens = prefill_tokens
         self._texts: list[str] = [prefill_text]
         self._waiting: deque[Piece] = deque()
@@ -57,6 +64,7 @@ class StreamSession:
         self._finish_reason: FinishReason | None = None
         self._due: int | None = None
         self._outcome: FinishReason | None = None
+        self._was_cut = False
         self._dropped = 0
         self._error: AdaGuardError | None = None
         self._events: list[Event] = []
@@ -86,6 +94,11 @@ class StreamSession:
     def ended(self) -> bool:
         """Whether the stream is over: finished or cut."""
         return self._outcome is not None
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream was cut, whatever its source says."""
+        return self._was_cut
 
     @property
     def error(self) -> AdaGuardError | None:
@@ -138,11 +151,13 @@ class StreamSession:
         self._record(at, "unchecked", checker, error, elapsed_ms, None)
         self._unchecked(at, error)
 
-    def done(self, *, wall_ms: float) -> Done:
+    def done(self, *, wall_ms: float, usage: Usage | None = None) -> Done:
         """The closing event; only once `ended`."""
         if self._outcome is None:
             raise RuntimeError("the stream has not ended")
         return Done(
+            choice=self._choice,
+            usage=usage,
             finish_reason=self._outcome,
             generated_tokens=self._taken + self._dropped,
             released_tokens=self._released,
@@ -175,6 +190,8 @@ class StreamSession:
         self._check_ms += elapsed_ms
         self._events.append(
             Check(
+                choice=self._choice,
+                partial_view=verdict.partial_view if verdict else False,
                 depth=self._prefill_tokens + at,
                 decision=decision,
                 checker=checker,
@@ -206,7 +223,7 @@ class StreamSession:
             if self._waiting:
                 piece = self._waiting.popleft()
                 self._held.append(piece)
-                self._texts.append(piece.text)
+                self._texts += [*(other.text for other in piece.others), piece.text]
                 if piece.is_token:
                     self._taken += 1
                     if self._policy.schedule.is_due(self._taken):
@@ -235,29 +252,34 @@ class StreamSession:
 
     def _release(self, up_to: int) -> None:
         """Releases the held pieces up to a depth in generated tokens; text without a token goes with the one before."""
-        texts = []
+        fragments: list[Fragment] = []
         while self._held and (self._released < up_to or not self._held[0].is_token):
             piece = self._held.popleft()
-            texts.append(piece.text)
+            fragments += piece.others
+            if piece.text:
+                fragments.append(Fragment(text=piece.text))
             if piece.is_token:
                 self._released += 1
                 if piece.token_id is not None:
                     self._token_ids.append(piece.token_id)
-        if text := "".join(texts):
-            self._events.append(Release(text=text, depth=self._prefill_tokens + self._released))
+        depth = self._prefill_tokens + self._released
+        for (channel, call), run in groupby(fragments, key=lambda fragment: (fragment.channel, fragment.call)):
+            text = "".join(fragment.text for fragment in run)
+            self._events.append(Release(text=text, depth=depth, channel=channel, call=call, choice=self._choice))
 
     def _cut(self, at: int, reason: HaltReason, verdict: Verdict | None, why: str = "") -> None:
         if self._policy.release == "audit":
             return
-        self._outcome = "content_filter"
+        self._outcome, self._was_cut = "content_filter", True
         self._dropped = sum(piece.is_token for piece in self._waiting)
         for unsafe in (self._waiting, self._held, self._texts):
             unsafe.clear()
         self._pending_flag = None
         depth = self._prefill_tokens + at
-        self._events.append(Halt(depth=depth, reason=reason, released_depth=self._prefill_tokens + self._released))
+        released_depth = self._prefill_tokens + self._released
+        self._events.append(Halt(depth=depth, reason=reason, released_depth=released_depth, choice=self._choice))
         if self._policy.on_flag == "replace":
-            self._events.append(Replace(text=self._replacement(verdict)))
+            self._events.append(Replace(text=self._replacement(verdict), choice=self._choice))
         elif self._policy.on_flag == "raise":
             self._error = (
                 ContentFlaggedError(verdict) if verdict else CheckError(f"check at depth {depth} failed: {why}")

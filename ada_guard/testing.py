@@ -7,20 +7,32 @@ would show in earnest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ada_guard.checkers import ProbeChecker
-from ada_guard.checking import Ask, AskProbe, Calibration, Checker, Lookahead
+from ada_guard.checking import Ask, AskProbe, Calibration, CheckContext, Checker, Lookahead, judge
+from ada_guard.delta import Delta, Fragment, Usage
 from ada_guard.events import FinishReason
 from ada_guard.guard import Guard, Messages
-from ada_guard.policy import Policy
+from ada_guard.policy import Policy, Schedule
 from ada_guard.session import Piece, StreamSession
+from ada_guard.sidecar.protocol import Conversation
+from ada_guard.steps import Steps, Work
+from ada_guard.verdict import Verdict
 
-__all__ = ["UNSAFE", "ScriptedGuard", "ScriptedHeader", "ScriptedModel", "ScriptedSidecar", "ScriptedSource", "words"]
+__all__ = [
+    "UNSAFE",
+    "ScriptedFollowing",
+    "ScriptedGuard",
+    "ScriptedHeader",
+    "ScriptedModel",
+    "ScriptedSidecar",
+    "ScriptedSource",
+    "words",
+]
 
 UNSAFE = "UNSAFE"
 """The word that a scripted guard takes for harmful, unless told otherwise."""
@@ -32,36 +44,60 @@ def words(text: str) -> list[Piece]:
 
 
 class ScriptedSource:
-    """Gives out pieces one by one and remembers how many it was asked for.
+    """Gives out words one by one and remembers how many it was asked for.
 
     Args:
-        pieces: What to give out; a text is split into `words`.
+        text: What to give out, split into `words`; or the deltas themselves.
         finish_reason: Why it ends then.
         error: Raised instead of ending.
+        worker: Where the steps run in async code; None: on the event loop's own thread.
     """
 
+    usage: Usage | None = None
+
     def __init__(
-        self, pieces: str | Sequence[Piece], *, finish_reason: FinishReason = "stop", error: Exception | None = None
+        self,
+        text: str | Sequence[Delta],
+        *,
+        finish_reason: FinishReason = "stop",
+        error: Exception | None = None,
+        worker: ThreadPoolExecutor | None = None,
     ) -> None:
-        self._pieces = words(pieces) if isinstance(pieces, str) else list(pieces)
-        self._ends_with: FinishReason = finish_reason
+        if isinstance(text, str):
+            text = [
+                Delta(fragments=(Fragment(text=piece.text),), token_ids=(piece.token_id or 0,)) for piece in words(text)
+            ]
+        self._deltas = list(text)
+        self._ends_with = finish_reason
         self._error = error
-        self.finish_reason: FinishReason | None = None
+        self._worker = worker
+        self._ended = False
         self.given = 0
         self.closed = False
 
-    def next_piece(self) -> Piece | None:
-        """The next piece."""
-        if self.given < len(self._pieces):
+    def pull(self) -> Steps[Delta | None]:
+        """The next delta."""
+        if self._worker is None:
+            yield from ()
+            return self.next_delta()
+        delta: Delta | None = yield Work(self.next_delta, self._worker)
+        return delta
+
+    def next_delta(self) -> Delta | None:
+        """What a pull gives; to be overridden."""
+        if self.given < len(self._deltas):
             self.given += 1
-            return self._pieces[self.given - 1]
+            return self._deltas[self.given - 1]
         if self._error is not None:
             raise self._error
-        self.finish_reason = self._ends_with
-        return None
+        if self._ended:
+            return None
+        self._ended = True
+        return Delta(finish_reason=self._ends_with)
 
-    def close(self) -> None:
+    def close(self) -> Steps[None]:
         """Notes that it was closed."""
+        yield from ()
         self.closed = True
 
 
@@ -86,32 +122,104 @@ class ScriptedHeader:
         return Lookahead(text=said, tokens=len(pieces), ended=True)
 
 
-class ScriptedSidecar:
-    """A sidecar whose answers are functions of the depth. A function that raises is a check that fails.
+class ScriptedFollowing:
+    """A stream's place in a sidecar whose answers are functions of the depth. One that raises is a check that fails.
+
+    A delta with an id is a token; text without ids settles a word when the next one begins.
 
     Args:
         harm: Depth -> harm probability in [0, 1].
         lookahead: Depth -> what the model says behind its header.
+        prefill: Assistant text that the conversation ends with.
     """
 
+    prompt_tokens = 0
+
     def __init__(
-        self, harm: Callable[[int], float] = lambda _: 0.0, lookahead: Callable[[int], str] = lambda _: "Sure."
+        self,
+        harm: Callable[[int], float] = lambda _: 0.0,
+        lookahead: Callable[[int], str] = lambda _: "Sure.",
+        prefill: str = "",
     ) -> None:
         self._harm = harm
         self._lookahead = lookahead
+        self._tail = ""
+        self.pieces = words(prefill)
+        self.prefill_tokens = len(self.pieces)
+        self.prefill_text = prefill
         self.checked: list[int] = []
         self.closed = False
 
-    @contextmanager
-    def reinjected(self, asks: frozenset[type[Ask]], *, depth: int) -> Iterator[ScriptedHeader]:
-        """Notes the depth."""
-        del asks
-        self.checked.append(depth)
-        yield ScriptedHeader(depth, self._harm, self._lookahead)
+    def push(self, fragments: Sequence[Fragment], token_ids: Sequence[int] = ()) -> Steps[list[Piece]]:
+        """Settles words."""
+        yield from ()
+        text = "".join(fragment.text for fragment in fragments)
+        if token_ids:
+            return self._take([Piece(text=text, token_id=token_ids[0])])
+        self._tail += text
+        *settled, self._tail = re.findall(r"\s*\S+|\s+$", self._tail) or [""]
+        return self._take(self._numbered(settled))
 
-    def close(self) -> None:
+    def flush(self) -> Steps[list[Piece]]:
+        """The last word."""
+        yield from ()
+        tail, self._tail = self._tail, ""
+        return self._take(self._numbered([tail] if tail else []))
+
+    def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
+        """Notes the depth."""
+        yield from ()
+        self.checked.append(context.depth)
+        return judge(checker, context, ScriptedHeader(context.depth, self._harm, self._lookahead).answer)
+
+    def close(self) -> Steps[None]:
         """Notes that it was closed."""
+        yield from ()
         self.closed = True
+
+    def _numbered(self, texts: Sequence[str]) -> list[Piece]:
+        return [Piece(text=text, token_id=len(self.pieces) + i) for i, text in enumerate(texts)]
+
+    def _take(self, pieces: list[Piece]) -> list[Piece]:
+        self.pieces += pieces
+        return pieces
+
+
+class ScriptedSidecar:
+    """A sidecar that finds one word harmful. Every word is a token.
+
+    Args:
+        unsafe: The word.
+    """
+
+    name = "scripted"
+
+    def __init__(self, unsafe: str = UNSAFE) -> None:
+        self._unsafe = unsafe
+        self.followed: list[ScriptedFollowing] = []
+
+    def connect(self) -> Steps[Calibration | None]:
+        """A probe with a threshold of 0.5."""
+        yield from ()
+        return _ScriptedProbe.calibration
+
+    def open(
+        self, conversation: Conversation, *, asks: frozenset[type[Ask]], schedule: Schedule
+    ) -> Steps[ScriptedFollowing]:
+        """Begins to follow."""
+        yield from ()
+        del asks, schedule
+
+        def harm(depth: int) -> float:
+            return 0.99 if self._unsafe in "".join(piece.text for piece in following.pieces[:depth]) else 0.01
+
+        following = ScriptedFollowing(harm, prefill=_prefill(conversation.messages))
+        self.followed.append(following)
+        return following
+
+    def close(self) -> Steps[None]:
+        """Nothing to free."""
+        yield from ()
 
 
 class _ScriptedProbe:
@@ -121,10 +229,9 @@ class _ScriptedProbe:
 class ScriptedModel:
     """Stands where a guard keeps its model."""
 
+    name = "scripted"
     probe = _ScriptedProbe()
-
-    def __init__(self) -> None:
-        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ada-guard-scripted")
+    tokenizer = spec = None
 
 
 class ScriptedGuard(Guard):
@@ -149,59 +256,33 @@ class ScriptedGuard(Guard):
     ) -> None:
         model: Any = ScriptedModel()
         super().__init__(model, checker=checker or ProbeChecker(), policy=policy)
+        self._sidecar = ScriptedSidecar(unsafe)
         self._answer = answer
         self._unsafe = unsafe
-        self._finish_reason: FinishReason = finish_reason
+        self._finish_reason = finish_reason
         self.sources: list[ScriptedSource] = []
 
-    def _open(self, messages: Messages, *_: object) -> Any:
-        prefill = words(_prefill(messages))
-        seen = [*prefill, *words(self._answer)]
-        source = _JudgedSource(self._answer, self._finish_reason, lambda depth: self._harm(seen, depth))
+    def _open(self, conversation: Conversation, generation: object) -> tuple[Any, StreamSession]:
+        prefill = _prefill(conversation.plain_messages())
+        seen = [*words(prefill), *words(self._answer)]
+
+        def harm(depth: int) -> float:
+            return 0.99 if self._unsafe in "".join(piece.text for piece in seen[:depth]) else 0.01
+
+        source = _JudgedSource(self._answer, self._finish_reason, harm, prefill)
         self.sources.append(source)
-        text = "".join(piece.text for piece in prefill)
-        return source, StreamSession(self.policy, prefill_tokens=len(prefill), prefill_text=text)
-
-    def _companion(self, messages: Messages, *_: object) -> Any:
-        return _ScriptedCompanion(_prefill(messages), self._harm)
-
-    def _harm(self, pieces: Sequence[Piece], depth: int) -> float:
-        return 0.99 if self._unsafe in "".join(piece.text for piece in pieces[:depth]) else 0.01
+        return source, self._state(source, 0)
 
 
 def _prefill(messages: Messages) -> str:
     return str(messages[-1]["content"]) if messages and messages[-1]["role"] == "assistant" else ""
 
 
-class _JudgedSource(ScriptedSource, ScriptedSidecar):
-    def __init__(self, answer: str, finish_reason: FinishReason, harm: Callable[[int], float]) -> None:
-        ScriptedSidecar.__init__(self, harm)
+class _JudgedSource(ScriptedSource, ScriptedFollowing):
+    def __init__(self, answer: str, finish_reason: FinishReason, harm: Callable[[int], float], prefill: str) -> None:
+        ScriptedFollowing.__init__(self, harm, prefill=prefill)
         ScriptedSource.__init__(self, answer, finish_reason=finish_reason)
 
-    def close(self) -> None:
+    def close(self) -> Steps[None]:
+        yield from ()
         self.closed = True
-
-
-class _ScriptedCompanion(ScriptedSidecar):
-    """Settles a word when the next one begins."""
-
-    def __init__(self, prefill: str, harm: Callable[[Sequence[Piece], int], float]) -> None:
-        super().__init__(lambda depth: harm(self._pieces, depth))
-        self._pieces = words(prefill)
-        self.prefill_tokens = len(self._pieces)
-        self.prefill_text = prefill
-        self._tail = ""
-
-    def push(self, text: str) -> list[Piece]:
-        self._tail += text
-        *settled, self._tail = re.findall(r"\s*\S+|\s+$", self._tail) or [""]
-        return self._take(settled)
-
-    def flush(self) -> list[Piece]:
-        tail, self._tail = self._tail, ""
-        return self._take([tail] if tail else [])
-
-    def _take(self, texts: Sequence[str]) -> list[Piece]:
-        pieces = [Piece(text=text, token_id=len(self._pieces) + i) for i, text in enumerate(texts)]
-        self._pieces += pieces
-        return pieces

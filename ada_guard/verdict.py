@@ -30,6 +30,7 @@ class Verdict:
         reason: A word from the checker's fixed vocabulary, for example ``"refused"`` or ``"already_refusing"``;
             never text of the user or the model.
         lookahead_tokens: Greedy tokens the check generated after the Safety Tokens and threw away.
+        partial_view: Whether the conversation held something the sidecar could not be shown, such as an image.
         refusal: The sentence with which the model itself refused in the lookahead. Model text: kept out of ``repr``.
     """
 
@@ -40,6 +41,7 @@ class Verdict:
     threshold: float | None = None
     reason: str | None = None
     lookahead_tokens: int = 0
+    partial_view: bool = False
     refusal: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

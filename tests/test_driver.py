@@ -27,10 +27,10 @@ from ada_guard import (
 )
 from ada_guard.checkers import CascadeChecker
 from ada_guard.checking import CheckContext, Checking
-from ada_guard.driver import adrive, drive, guarded
+from ada_guard.driver import Lane, adrive, drive, guarded
 from ada_guard.policy import DEFAULT_REPLACEMENT
 from ada_guard.session import StreamSession
-from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedSidecar, ScriptedSource, words
+from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedFollowing, ScriptedSource, words
 
 USER = [{"role": "user", "content": "Tell me."}]
 SAFE = " ".join(f"word{i}" for i in range(60))
@@ -125,19 +125,19 @@ async def test_cancelling_waits_for_the_running_step_and_stops_the_source() -> N
     class Slow(ScriptedSource):
         running = False
 
-        def next_piece(self):  # type: ignore[no-untyped-def]  # signature of the base
+        def next_delta(self):  # type: ignore[no-untyped-def]  # signature of the base
             self.running = True
             entered.set()
             leave.wait(5)
             self.running = False
-            return super().next_piece()
+            return super().next_delta()
 
-    source, sidecar = Slow(SAFE), ScriptedSidecar()
-    flow = guarded(StreamSession(EVERY5), source, sidecar, ProbeChecker(threshold=0.5))
     with ThreadPoolExecutor(1) as worker:
+        source, following = Slow(SAFE, worker=worker), ScriptedFollowing()
+        flow = guarded(source, [Lane(StreamSession(EVERY5), following)], ProbeChecker(threshold=0.5))
 
         async def consume() -> None:
-            async for _ in adrive(flow, source, worker):
+            async for _ in adrive(flow, source.close):
                 pass
 
         task = asyncio.create_task(consume())
@@ -161,15 +161,14 @@ def test_a_failing_check_fails_closed_without_its_text(how: str, fault: object) 
             return fault
         return 0.0
 
-    source, sidecar = ScriptedSource(SAFE), ScriptedSidecar(harm)
-    flow = guarded(StreamSession(EVERY5), source, sidecar, ProbeChecker(threshold=0.5))
+    source, following = ScriptedSource(SAFE), ScriptedFollowing(harm)
+    flow = guarded(source, [Lane(StreamSession(EVERY5), following)], ProbeChecker(threshold=0.5))
     if how == "sync":
-        events = list(drive(flow, source))
+        events = list(drive(flow, source.close))
     else:
 
         async def collect() -> list[Event]:
-            with ThreadPoolExecutor(1) as worker:
-                return [event async for event in adrive(flow, source, worker)]
+            return [event async for event in adrive(flow, source.close)]
 
         events = asyncio.run(collect())
     assert [e.decision for e in events if isinstance(e, Check)] == ["pass", "unchecked"]
@@ -191,10 +190,10 @@ def test_a_broken_checker_of_the_users_own_fails_closed() -> None:
 
 def test_a_failing_source_raises_and_drops_what_was_held_back() -> None:
     source = ScriptedSource("a b c", error=ConnectionError("gone"))
-    flow = guarded(StreamSession(EVERY5), source, ScriptedSidecar(), ProbeChecker(threshold=0.5))
+    flow = guarded(source, [Lane(StreamSession(EVERY5), ScriptedFollowing())], ProbeChecker(threshold=0.5))
     seen = []
     with pytest.raises(ConnectionError):
-        seen.extend(drive(flow, source))
+        seen.extend(drive(flow, source.close))
     assert seen == []
     assert source.closed
 
@@ -272,9 +271,9 @@ def test_an_abandoned_session_shows_nothing_more() -> None:
 
 
 def rethink(lookahead: Callable[[int], str], answer: str = SAFE, policy: Policy = EVERY5) -> list[Event]:
-    source, sidecar = ScriptedSource(answer), ScriptedSidecar(lookahead=lookahead)
+    source, following = ScriptedSource(answer), ScriptedFollowing(lookahead=lookahead)
     session = StreamSession(policy)
-    return list(drive(guarded(session, source, sidecar, RethinkChecker()), source))
+    return list(drive(guarded(source, [Lane(session, following)], RethinkChecker()), source.close))
 
 
 def test_rethink_flags_a_refusal_behind_the_header() -> None:
@@ -322,9 +321,9 @@ def test_cascade_asks_rethink_only_in_the_middle(p: float, lookahead: str, decis
 
     source = ScriptedSource("a b c d e")
     flow = guarded(
-        StreamSession(EVERY5), source, ScriptedSidecar(lambda _: p, ahead), CascadeChecker(low=0.1, high=0.9)
+        source, [Lane(StreamSession(EVERY5), ScriptedFollowing(lambda _: p, ahead))], CascadeChecker(low=0.1, high=0.9)
     )
-    check = next(e for e in drive(flow, source) if isinstance(e, Check))
+    check = next(e for e in drive(flow, source.close) if isinstance(e, Check))
     assert check.decision == decision
     assert bool(calls) is asked
     assert check.harm_probability == p
@@ -341,7 +340,10 @@ def test_elapsed_time_of_checks_is_summed() -> None:
 
     source = ScriptedSource("a b c d e f")
     events = list(
-        drive(guarded(StreamSession(EVERY5), source, ScriptedSidecar(slow), ProbeChecker(threshold=0.5)), source)
+        drive(
+            guarded(source, [Lane(StreamSession(EVERY5), ScriptedFollowing(slow))], ProbeChecker(threshold=0.5)),
+            source.close,
+        )
     )
     done = events[-1]
     assert isinstance(done, Done)

@@ -19,16 +19,16 @@ from ada_guard.testing import UNSAFE, ScriptedGuard
 
 PACKAGE = Path(ada_guard.__file__).parent
 FLOORS = [
-    {"errors", "verdict", "events", "policy", "refusals"},
+    {"errors", "verdict", "delta", "events", "policy", "refusals", "steps", "http"},
     {"session", "control", "template", "spec", "prompt"},
     {"checking"},
     {"checkers"},
     {"local", "reference"},
     {"sources", "sidecar", "probe"},
-    {"driver"},
+    {"driver", "completion"},
     {"guarded_session"},
     {"guard"},
-    {"evals", "cli", "testing", "__init__"},
+    {"evals", "cli", "testing", "testing_endpoint", "testing_server", "testing_transport", "__init__"},
 ]
 """What may import what: a module may import its own floor and those above it in this list."""
 # Tools that build or measure the reference model use the whole guard, on the command line only.

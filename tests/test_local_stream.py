@@ -21,6 +21,8 @@ from ada_guard.errors import CheckError, ConfigError, GenerationError
 from ada_guard.local import LocalModel, LocalStream
 from ada_guard.local.blocks import HookPoint, hook_position, reading
 from ada_guard.probe import LinearProbe, ProbeCard
+from ada_guard.sidecar.protocol import Conversation
+from ada_guard.steps import run
 from ada_guard.verdict import Decision, Verdict
 
 USER = [{"role": "user", "content": "How do I bake bread?"}]
@@ -140,7 +142,7 @@ def test_a_separate_check_is_bit_identical_in_bf16() -> None:
 def test_a_check_leaves_cache_random_state_and_hooks_as_it_found_them(probed: LocalModel) -> None:
     stream = LocalStream(probed, probed.encode(USER), max_new_tokens=30, temperature=0)
     for _ in range(5):
-        stream.next_piece()
+        run(stream.pull())
     stream.context.next_logits()
     before = [(layer.keys.clone(), layer.values.clone()) for layer in stream.context.cache.layers]
     random_state = torch.get_rng_state()
@@ -182,7 +184,7 @@ def test_after_a_check_that_failed_half_way_the_stream_goes_on_unharmed(check_pa
 
     stream = LocalStream(model, model.encode(USER), check_pass=check_pass, max_new_tokens=20, temperature=0)
     for _ in range(3):
-        stream.next_piece()
+        run(stream.pull())
     net = model.model.model
     net.layers[3].mlp = Bomb(net.layers[3].mlp, at=at)
     failures: list[Exception] = []
@@ -193,11 +195,10 @@ def test_after_a_check_that_failed_half_way_the_stream_goes_on_unharmed(check_pa
                 header.lookahead(4, lambda _: True)
         except CheckError as error:
             failures.append(error)
-        stream.next_piece()
+        run(stream.pull())
     got = [*stream.context.ids[0, len(model.encode(USER).ids) :].tolist()]
-    while (piece := stream.next_piece()) is not None or stream.finish_reason is None:
-        if piece is not None and piece.token_id is not None:
-            got.append(piece.token_id)
+    while (delta := run(stream.pull())) is not None:
+        got += delta.token_ids
     assert [str(error) for error in failures] == ["RuntimeError"]
     assert tuple(got) == expected
     assert _hooks(model.model) == 0
@@ -222,11 +223,11 @@ def test_a_cut_stops_the_generation(probed: LocalModel) -> None:
 
 
 def test_closing_early_frees_the_cache(probed: LocalModel) -> None:
-    source, session = guard_of(probed)._open(USER, None, None, {"max_new_tokens": 50})
+    source, session = guard_of(probed)._open(Conversation(messages=USER), {"max_new_tokens": 50})
     cache = weakref.ref(source.context.cache)
     del session
-    source.next_piece()
-    source.close()
+    run(source.pull())
+    run(source.close())
     gc.collect()
     assert cache() is None
 
@@ -305,7 +306,7 @@ def test_chunking_does_not_matter_to_a_companion(probed: LocalModel, size: int) 
     text = "Mix flour — 漢字 and 🙂 water.\n\n  Then bake it,  slowly; " * 2
     guard = guard_of(probed, interval=7)
 
-    def run(step: int) -> list[tuple[object, ...]]:
+    def in_steps_of(step: int) -> list[tuple[object, ...]]:
         session = guard.session(USER)
         events: list[Event] = []
         for start in range(0, len(text), step):
@@ -318,7 +319,7 @@ def test_chunking_does_not_matter_to_a_companion(probed: LocalModel, size: int) 
             for e in events
         ]
 
-    assert run(size) == run(3)
+    assert in_steps_of(size) == in_steps_of(3)
 
 
 def test_companion_check_sees_exactly_the_settled_ids(probed: LocalModel) -> None:

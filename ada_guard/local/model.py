@@ -45,6 +45,10 @@ class StateProbe(Protocol):
         """P(harmful) for a state, float32 ``[hidden]``."""
         ...
 
+    def harm_probabilities(self, states: torch.Tensor) -> list[float]:
+        """Likewise for states, float32 ``[n, hidden]``."""
+        ...
+
     def to(self, device: torch.device) -> StateProbe:
         """The same probe on a device."""
         ...

@@ -16,9 +16,9 @@ import torch
 from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 
-from ada_guard.checking import LOOKAHEAD_TOKENS, Ask
+from ada_guard.checking import LOOKAHEAD_TOKENS, Ask, CheckContext, Checker, judge
+from ada_guard.delta import Delta, Fragment, Usage
 from ada_guard.errors import AdaGuardError, CheckError, ConfigError, GenerationError
-from ada_guard.events import FinishReason
 from ada_guard.local.context import CheckPass, LocalContext
 from ada_guard.local.header import Header
 from ada_guard.local.model import LocalModel
@@ -26,6 +26,8 @@ from ada_guard.local.plan import plan_generation
 from ada_guard.local.text import TextAssembler
 from ada_guard.prompt import Prompt
 from ada_guard.session import Piece
+from ada_guard.steps import Steps, Work
+from ada_guard.verdict import Verdict
 
 __all__ = ["LocalStream"]
 
@@ -63,9 +65,10 @@ class LocalStream:
     ) -> None:
         if check_pass not in ("fused", "separate"):
             raise ConfigError("check_pass must be fused or separate")
+        self.prompt_tokens = len(prompt.ids)
         self.prefill_tokens = len(prompt.prefill_ids)
         self.prefill_text = prompt.prefill_text
-        self.finish_reason: FinishReason | None = None
+        self.finish_reason: str | None = None
         self._local = model
         ids = [*prompt.ids, *prompt.prefill_ids]
         config, stop_strings = _generation_config(model, max_new_tokens, temperature, stop, generation or {})
@@ -83,7 +86,7 @@ class LocalStream:
         self._context: LocalContext | None = LocalContext(model, plan, check_pass=check_pass)
         self._plan = plan
         self._generated = 0
-        self._ending: FinishReason | None = None
+        self._ending: str | None = None
         self._eos_ids = _as_ids(plan.generation_config.eos_token_id)
         self._stop_strings = (
             StoppingCriteriaList([StopStringCriteria(tokenizer=model.tokenizer, stop_strings=list(stop_strings))])
@@ -107,14 +110,48 @@ class LocalStream:
             raise GenerationError("the stream is closed")
         return self._context
 
-    def next_piece(self) -> Piece | None:
-        """Samples the next token; None once `finish_reason` is set.
+    @property
+    def usage(self) -> Usage:
+        """Counted here, so never estimated. The end of sequence is no token."""
+        return Usage(prompt_tokens=self.prompt_tokens + self.prefill_tokens, completion_tokens=self._generated)
+
+    def pull(self) -> Steps[Delta | None]:
+        """Samples the next token; None once the model has ended its answer.
 
         Raises:
             GenerationError: The model failed. Carries the class name of the error only.
         """
         if self.finish_reason is not None:
             return None
+        delta: Delta = yield Work(self._next_delta, self._local.worker)
+        return delta
+
+    def push(self, fragments: Sequence[Fragment], token_ids: Sequence[int] = ()) -> Steps[list[Piece]]:
+        """The piece that a delta of this stream is."""
+        yield from ()
+        text = "".join(fragment.text for fragment in fragments)
+        if token_ids:
+            return [Piece(text=text, token_id=token_ids[0])]
+        return [Piece(text=text, is_token=False)] if text else []
+
+    def flush(self) -> Steps[list[Piece]]:
+        """Nothing: what is left comes with the last delta."""
+        yield from ()
+        return []
+
+    def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
+        """Runs a checker at the current depth; see `reinjected`."""
+        verdict: Verdict = yield Work(lambda: self._checked(checker, context), self._local.worker)
+        return verdict
+
+    def close(self) -> Steps[None]:
+        """Ends the generation, frees its cache and forgets its text. May be called twice."""
+        yield from ()
+        self._context = None
+        self._assembler = TextAssembler(self._local.tokenizer)
+        self.finish_reason = self.finish_reason or "stop"
+
+    def _next_delta(self) -> Delta:
         try:
             return self._step() if self._ending is None else self._flush(self._ending)
         except AdaGuardError:
@@ -139,13 +176,11 @@ class LocalStream:
         except Exception as error:  # noqa: BLE001  # the one boundary to torch
             raise CheckError(type(error).__name__) from None
 
-    def close(self) -> None:
-        """Ends the generation, frees its cache and forgets its text. May be called twice."""
-        self._context = None
-        self._assembler = TextAssembler(self._local.tokenizer)
-        self.finish_reason = self.finish_reason or "stop"
+    def _checked(self, checker: Checker, context: CheckContext) -> Verdict:
+        with self.reinjected(checker.asks, depth=context.depth) as header:
+            return judge(checker, context, header.answer)
 
-    def _step(self) -> Piece | None:
+    def _step(self) -> Delta:
         context, plan = self.context, self._plan
         logits = context.next_logits()
         with torch.inference_mode():
@@ -165,12 +200,15 @@ class LocalStream:
                 self._ending = "stop"
             elif bool(plan.stopping_criteria(context.ids, None).all()):
                 self._ending = "length"
-        return Piece(text=text, token_id=token)
+        return Delta(fragments=_fragments(text), token_ids=(token,))
 
-    def _flush(self, finish_reason: FinishReason) -> Piece | None:
+    def _flush(self, finish_reason: str) -> Delta:
         self.finish_reason = finish_reason
-        text = self._assembler.finish()
-        return Piece(text=text, is_token=False) if text else None
+        return Delta(fragments=_fragments(self._assembler.finish()), finish_reason=finish_reason)
+
+
+def _fragments(text: str) -> tuple[Fragment, ...]:
+    return (Fragment(text=text),) if text else ()
 
 
 def _as_ids(value: Any) -> frozenset[int]:

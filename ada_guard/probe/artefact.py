@@ -97,11 +97,15 @@ class LinearProbe:
         Args:
             state: float32 ``[hidden]``, on the device of `weight`.
         """
-        logit = float(torch.dot(self.weight, state.to(self.weight.device))) + self.bias
-        if not math.isfinite(logit):
-            return math.nan
-        # exp of a large positive number overflows: keep the exponent negative on either side.
-        return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+        return self.harm_probabilities(state[None])[0]
+
+    def harm_probabilities(self, states: torch.Tensor) -> list[float]:
+        """As `harm_probability`, for many states in one transfer from the device.
+
+        Args:
+            states: float32 ``[n, hidden]``.
+        """
+        return [_sigmoid(logit + self.bias) for logit in (states.to(self.weight.device) @ self.weight).tolist()]
 
     def to(self, device: torch.device) -> LinearProbe:
         """The same probe with its weight on a device."""
@@ -159,3 +163,10 @@ class LinearProbe:
         if weight.shape != (card.hidden_size,) or not (weight.isfinite().all() and math.isfinite(bias)):
             raise ConfigError(f"{str(path)!r} is damaged: its weight does not match its card or is not finite")
         return cls(weight=weight, bias=bias, card=card)
+
+
+def _sigmoid(logit: float) -> float:
+    if not math.isfinite(logit):
+        return math.nan
+    # exp of a large positive number overflows: keep the exponent negative on either side.
+    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))

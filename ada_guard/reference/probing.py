@@ -25,6 +25,7 @@ from ada_guard.probe.fit import INTERVALS, FittedLayer, ScoredResponse, calibrat
 from ada_guard.prompt import encode_text
 from ada_guard.reference.data import Kind, Split, chat, go_on, long_document, question, refusal, topics
 from ada_guard.refusals import RefusalMatcher
+from ada_guard.steps import run
 
 __all__ = ["Example", "examples", "fit_probe", "generate", "save_probe", "strays"]
 
@@ -64,11 +65,9 @@ def generate(
     stream = LocalStream(
         model, model.encode(messages), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
-    ids = []
-    while stream.finish_reason is None:
-        piece = stream.next_piece()
-        if piece is not None and piece.token_id is not None:
-            ids.append(piece.token_id)
+    ids: list[int] = []
+    while (delta := run(stream.pull())) is not None:
+        ids += delta.token_ids
     return ids
 
 

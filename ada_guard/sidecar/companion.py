@@ -1,87 +1,123 @@
-"""A sidecar in this process that follows a stream which something else writes. Knows no source and no verdict."""
+"""A sidecar in this process that follows streams which something else writes. Knows no source and no policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from ada_guard.checking import LOOKAHEAD_TOKENS, Ask
-from ada_guard.errors import AdaGuardError, CheckError
-from ada_guard.local.context import CheckPass, LocalContext
-from ada_guard.local.header import Header
+from ada_guard.checking import LOOKAHEAD_TOKENS, Ask, Calibration, CheckContext, Checker
+from ada_guard.delta import Fragment
+from ada_guard.errors import CheckError
 from ada_guard.local.model import LocalModel
-from ada_guard.local.plan import plan_reading
-from ada_guard.prompt import Prompt
+from ada_guard.policy import Schedule
 from ada_guard.session import Piece
-from ada_guard.sidecar.settled import SettledTokens
+from ada_guard.sidecar.answer import AnswerTokens
+from ada_guard.sidecar.pool import Pool, PoolStats, Slot
+from ada_guard.sidecar.protocol import Conversation
+from ada_guard.sidecar.view import View, view_of
+from ada_guard.steps import Steps, Wait
+from ada_guard.verdict import Verdict
 
-__all__ = ["CompanionStream"]
+__all__ = ["Companion", "LocalSidecar"]
+
+CHECK_TIMEOUT_S = 60.0
 
 
-class CompanionStream:
-    """Keeps a KV cache beside a stream of text and checks it at exact depths.
-
-    A check at depth d sees exactly the prompt and the first d settled ids, however the text was split.
+class LocalSidecar:
+    """A model in this process, judging any number of streams at once.
 
     Args:
-        model: The companion model.
-        prompt: The conversation the stream answers.
-        check_pass: How the header is fed.
+        model: The model.
+        check_timeout_s: Longest time a check may wait and run; then it counts as not made.
+        pool: Keyword arguments of `Pool`: bounds of sessions, queue and KV memory.
     """
 
-    def __init__(self, model: LocalModel, prompt: Prompt, *, check_pass: CheckPass = "fused") -> None:
+    def __init__(self, model: LocalModel, *, check_timeout_s: float = CHECK_TIMEOUT_S, **pool: Any) -> None:
+        self.model = model
+        self.check_timeout_s = check_timeout_s
+        self._pool = Pool(model, **pool)
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+    @property
+    def stats(self) -> PoolStats:
+        """Sessions, queue, KV memory and work so far."""
+        return self._pool.stats()
+
+    def connect(self) -> Steps[Calibration | None]:
+        """The thresholds of the model's probe."""
+        yield from ()
+        return None if self.model.probe is None else self.model.probe.calibration
+
+    def open(self, conversation: Conversation, *, asks: frozenset[type[Ask]], schedule: Schedule) -> Steps[Companion]:
+        """Begins to follow a stream; its prompt is read in the background from now on."""
+        yield from ()
+        del schedule  # a sidecar in this process is asked when a check is due
+        return Companion(self, view_of(self.model, conversation), asks)
+
+    def close(self) -> Steps[None]:
+        """Stops the pool and frees its memory."""
+        yield from ()
+        self._pool.close()
+
+
+class Companion:
+    """One stream's place in a `LocalSidecar`.
+
+    A check at depth d sees exactly the prompt and the first d settled ids, however the text was split.
+    """
+
+    def __init__(self, sidecar: LocalSidecar, view: View, asks: frozenset[type[Ask]]) -> None:
+        prompt, model = view.prompt, sidecar.model
         ids = [*prompt.ids, *prompt.prefill_ids]
-        self._model = model
         self._reserve = len(model.spec.rethink.ids) + LOOKAHEAD_TOKENS
         model.require_room(len(ids), reserve=self._reserve)
+        self._sidecar = sidecar
+        self._partial = view.partial
+        self.prompt_tokens = len(prompt.ids)
         self.prefill_tokens = len(prompt.prefill_ids)
         self.prefill_text = prompt.prefill_text
-        self._context: LocalContext | None = LocalContext(model, plan_reading(model.model, ids), check_pass=check_pass)
-        self._settled = SettledTokens(model.tokenizer)
-        self._ids: list[int] = []
-        self._in_context = 0
+        self._tokens: AnswerTokens | None = AnswerTokens(model.tokenizer, model.spec)
+        self._slot: Slot = sidecar._pool.open(ids, asks)
 
-    def push(self, text: str) -> list[Piece]:
-        """Takes text of the stream and returns what it settled."""
-        return self._kept(self._settled.push(text))
+    def push(self, fragments: Sequence[Fragment], token_ids: Sequence[int] = ()) -> Steps[list[Piece]]:
+        """Takes what the stream produced and returns what it settled."""
+        yield from ()
+        return [] if self._tokens is None else self._kept(self._tokens.push(fragments, token_ids))
 
-    def push_ids(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Takes pieces whose ids are of this model's tokenizer."""
-        return self._kept(list(pieces))
-
-    def flush(self) -> list[Piece]:
+    def flush(self) -> Steps[list[Piece]]:
         """The last pieces, once the stream has ended."""
-        return self._kept(self._settled.flush())
+        yield from ()
+        return [] if self._tokens is None else self._kept(self._tokens.flush())
 
-    @contextmanager
-    def reinjected(self, asks: frozenset[type[Ask]], *, depth: int) -> Iterator[Header]:
-        """The Safety Tokens behind the prefill and the first settled ids, `depth` together.
+    def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
+        """Runs a checker behind the prefill and the first settled ids, ``context.depth`` together.
 
         Raises:
-            CheckError: The model failed, the text has outgrown its context, or the stream is closed.
+            CheckError: The model failed, the text has outgrown its context, the pool is full, or time ran out.
         """
-        if self._context is None:
-            raise CheckError("the stream is closed")
-        wanted = depth - self.prefill_tokens
-        limit = self._model.context_tokens
-        if limit is not None and self._context.ids.shape[1] + wanted - self._in_context + self._reserve > limit:
+        target = self.prompt_tokens + context.depth
+        limit = self._sidecar.model.context_tokens
+        if limit is not None and target + self._reserve > limit:
             raise CheckError("the answer has outgrown the sidecar's context")
         try:
-            self._context.append(self._ids[self._in_context : wanted])
-            self._in_context = wanted
-            with self._context.reinjected(asks) as header:
-                yield header
-        except AdaGuardError:
-            raise
-        except Exception as error:  # noqa: BLE001  # the one boundary to torch
-            raise CheckError(type(error).__name__) from None
+            verdict: Verdict = yield Wait(
+                self._sidecar._pool.check(self._slot, target, checker, context), self._sidecar.check_timeout_s
+            )
+        except TimeoutError:
+            raise CheckError("the check timed out") from None
+        return replace(verdict, partial_view=True) if self._partial else verdict
 
-    def close(self) -> None:
-        """Frees the cache and forgets the text. May be called twice."""
-        self._context = None
-        self._ids.clear()
-        self._settled = SettledTokens(self._model.tokenizer)
+    def close(self) -> Steps[None]:
+        """Gives the place back and forgets the text. May be called twice."""
+        yield from ()
+        self._tokens = None
+        self._slot.close()
 
     def _kept(self, pieces: list[Piece]) -> list[Piece]:
-        self._ids += [piece.token_id for piece in pieces if piece.is_token and piece.token_id is not None]
+        self._slot.ids += [piece.token_id for piece in pieces if piece.is_token and piece.token_id is not None]
         return pieces
