@@ -241,8 +241,9 @@ def test_an_attack_is_cut_before_its_first_token(check: str) -> None:
     first, halt, replace, done = events(*ATTACKED, "--check", check)
     assert (first["event"], first["decision"]) == ("check", "flag")
     assert first["checker"] in {check, "rethink"}
-    assert halt == {"event": "halt", "depth": first["depth"], "reason": "flag", "released_depth": first["depth"]}
-    assert replace == {"event": "replace", "text": DEFAULT_REPLACEMENT}
+    depth = first["depth"]
+    assert halt == {"event": "halt", "choice": 0, "depth": depth, "reason": "flag", "released_depth": depth}
+    assert replace == {"event": "replace", "choice": 0, "text": DEFAULT_REPLACEMENT}
     assert done["finish_reason"] == "content_filter"
     assert (done["token_ids"], done["released_tokens"], done["unchecked_released_tokens"]) == ([], 0, 0)
 

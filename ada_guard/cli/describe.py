@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from ada_guard.cli.outline import Outline
     from ada_guard.spec import SafetyTokens
 
-__all__ = ["TESTED_FUSED", "TESTED_SEPARATE", "models", "spec"]
+__all__ = ["TESTED_FUSED", "TESTED_PACKED", "TESTED_SEPARATE", "models", "spec"]
 
 TESTED_FUSED = (
     "llama", "mistral", "ministral3", "gemma", "gemma2", "gemma3_text", "gemma4_text", "qwen2", "qwen3", "qwen3_moe",
     "deepseek_v2", "deepseek_v3", "gpt_oss", "glm4", "phi3", "olmo3", "lfm2", "cohere2",
 )  # fmt: skip
 TESTED_SEPARATE = ("qwen3_next", "qwen3_5_text", "granitemoehybrid", "falcon_h1")
+TESTED_PACKED = tuple(name for name in TESTED_FUSED if name != "lfm2")
 """transformers' ``model_type`` of the architectures in ``tests/tiny_models.py``; a test keeps the two alike."""
 
 
@@ -86,6 +87,7 @@ def _facts(model: str, found: Outline) -> dict[str, Any]:
         "rethink": _tokens(derived.rethink, found.tokenizer),
         "probe": _tokens(derived.probe, found.tokenizer),
         "check_pass": {True: "fused", False: "separate", None: "unknown"}[found.fused],
+        "many_streams": _many_streams(found),
         "context_tokens": found.context_tokens,
         "layers": found.layers,
         "hidden_size": found.hidden_size,
@@ -94,6 +96,16 @@ def _facts(model: str, found: Outline) -> dict[str, Any]:
         "thresholds": None if card is None else {str(k): v for k, v in sorted(card.thresholds.items())},
         "low_thresholds": None if card is None else {str(k): v for k, v in sorted(card.low_thresholds.items())},
     }
+
+
+def _many_streams(found: Outline) -> str:
+    """How a sidecar runs the checks of many streams of this architecture."""
+    if found.model_type in TESTED_PACKED:
+        return "packed"
+    # Where a layer cannot drop its last tokens, it cannot hold many sequences either; convolutions neither.
+    if found.fused is False or found.model_type in (*TESTED_FUSED, *TESTED_SEPARATE):
+        return "one at a time"
+    return "tried when the sidecar starts"
 
 
 def _tokens(tokens: SafetyTokens, tokenizer: Any) -> dict[str, Any]:
