@@ -185,6 +185,7 @@ class Guard:
         *,
         model: str,
         sidecar: Sidecar | LocalModel | str | Path,
+        tokenizer: str | Path | None = None,
         probe: str | Path | StateProbe | None = None,
         check: CheckName | Checker | None = None,
         policy: Policy | None = None,
@@ -196,7 +197,9 @@ class Guard:
             base_url: Up to and with ``/v1``.
             model: Its name there.
             sidecar: What judges: the URL of a sidecar server (`ada-guard serve`), a Hugging Face id or folder to load
-                here, ``"reference"``, a loaded local model, or a sidecar.
+                here, ``"reference"``, a loaded local model, a sidecar, or ``"self"``: the endpoint's own model, asked
+                by rethink.
+            tokenizer: For ``"self"``: Hugging Face id or folder of the endpoint's tokenizer.
             probe: As in `from_pretrained`, for a sidecar that is loaded here.
             check: As in `from_pretrained`.
             policy: When to check and what to do then.
@@ -208,6 +211,12 @@ class Guard:
         from ada_guard.sources import Endpoint
 
         endpoint = Endpoint(base_url=base_url, model=model, **settings)
+        if sidecar == "self":
+            from ada_guard.sidecar.endpoint_rethink import EndpointRethink
+
+            if tokenizer is None:
+                raise ConfigError('sidecar="self" needs tokenizer=, the id or folder of the endpoint\'s tokenizer')
+            sidecar = EndpointRethink(endpoint, tokenizer)
         if isinstance(sidecar, str) and sidecar.startswith(("http://", "https://")):
             from ada_guard.sidecar.client import HTTPSidecar
 

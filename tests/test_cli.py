@@ -366,7 +366,7 @@ def test_a_chat_keeps_only_the_replacement_of_a_cut_answer(
 ) -> None:
     guard = Talker("all is fine here", f"one two three four five {UNSAFE} seven", "bye")
     say("first", "", "second", "third")
-    chat_module.chat(guard, system="be kind", no_guard=False, generation={})
+    chat_module.chat(guard.stream, title="scripted", system="be kind")
     assert guard.asked[-1] == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "first"},
@@ -384,7 +384,7 @@ def test_a_chat_without_replacement_leaves_no_empty_turn(say: Callable[..., None
     guard = Talker(f"{UNSAFE}", "fine")
     guard.policy = Policy(on_flag="halt")
     say("first", "second", "/exit", "never asked")
-    chat_module.chat(guard, system=None, no_guard=False, generation={})
+    chat_module.chat(guard.stream, title="scripted", system=None)
     assert guard.asked[-1] == [{"role": "user", "content": "second"}]
     assert len(guard.asked) == 2
 
@@ -392,7 +392,7 @@ def test_a_chat_without_replacement_leaves_no_empty_turn(say: Callable[..., None
 def test_an_interrupt_stops_the_answer_not_the_chat(say: Callable[..., None]) -> None:
     guard = Talker("interrupted", "fine", "fresh")
     say("first", "second", "/new", "third")
-    chat_module.chat(guard, system=None, no_guard=False, generation={})
+    chat_module.chat(guard.stream, title="scripted", system=None)
     assert [[message["content"] for message in asked] for asked in guard.asked] == [["first"], ["second"], ["third"]]
 
 

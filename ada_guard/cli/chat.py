@@ -5,41 +5,43 @@ from __future__ import annotations
 import contextlib
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ada_guard.cli.inputs import checked_text
-from ada_guard.cli.run import answer
 from ada_guard.cli.view import TextView, note
 from ada_guard.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ada_guard.guard import Guard
+    from collections.abc import Callable, Generator
+
+    from ada_guard.events import Event
+    from ada_guard.guard import Messages
+
+    Answer: TypeAlias = Callable[[Messages], Generator[Event, None, None]]
 
 __all__ = ["chat"]
 
 
-def chat(guard: Guard, *, system: str | None, no_guard: bool, generation: dict[str, Any]) -> None:
+def chat(answer: Answer, *, title: str, system: str | None) -> None:
     """Asks and answers until the user leaves.
 
     Args:
-        guard: Whose model answers.
+        answer: Gives the events of an answer to messages.
+        title: Who answers, and who checks.
         system: A system prompt, if any.
-        no_guard: Answer without checks.
-        generation: Keyword arguments of `Guard.stream`.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # gives input() line editing and history; not on every platform
     first = [] if system is None else [{"role": "system", "content": checked_text(system, "--system")}]
     history = list(first)
-    checks = "no guard" if no_guard else f"checks by {guard.checker.name}"
-    print(f"Chat with {guard.model.name}, {checks}. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.")
+    print(f"Chat with {title}. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.")
     while (asked := _ask()) is not None:
         if asked == "/new":
             history = list(first)
             continue
         try:
             turn = {"role": "user", "content": checked_text(asked, "the input")}
-            reply = _reply(guard, [*history, turn], no_guard=no_guard, generation=generation)
+            reply = _reply(answer, [*history, turn])
         except ConfigError as error:  # this turn cannot be answered, for instance because the context is full
             note(str(error))
             continue
@@ -64,11 +66,11 @@ def _ask() -> str | None:
             return line
 
 
-def _reply(guard: Guard, messages: list[dict[str, Any]], *, no_guard: bool, generation: dict[str, Any]) -> str:
+def _reply(answer: Answer, messages: list[dict[str, Any]]) -> str:
     """Shows the answer and returns what the history keeps of it; empty for nothing."""
     view = TextView()
     try:
-        with closing(answer(guard, messages, no_guard=no_guard, generation=generation)) as events:
+        with closing(answer(messages)) as events:
             view.show(events)
     except KeyboardInterrupt:
         view.interrupt()

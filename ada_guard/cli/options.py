@@ -13,7 +13,8 @@ CheckName: TypeAlias = Literal["probe", "rethink", "cascade"]
 CheckPassName: TypeAlias = Literal["fused", "separate"]
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
-_MODEL, _INPUT, _CHECK, _REACT, _GENERATE, _OUTPUT = "Model", "Input", "Checks", "Reactions", "Generation", "Output"
+_MODEL, _ENDPOINT, _INPUT, _CHECK = "Model", "Endpoint", "Input", "Checks"
+_REACT, _GENERATE = "Reactions", "Generation"
 
 Model = Annotated[
     str,
@@ -37,6 +38,74 @@ Device = Annotated[
 Dtype = Annotated[
     DtypeName,
     typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL),
+]
+
+EndpointURL = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="Guard an OpenAI-compatible endpoint (up to and with /v1) instead of a model in this process.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+EndpointModel = Annotated[
+    str | None,
+    typer.Option("--endpoint-model", metavar="NAME", help="The model's name there.", rich_help_panel=_ENDPOINT),
+]
+EndpointAPI = Annotated[
+    Literal["chat", "completions"],
+    typer.Option("--endpoint-api", help="completions takes the prompt raw, without roles.", rich_help_panel=_ENDPOINT),
+]
+EndpointPrefill = Annotated[
+    Literal["continue", "plain", "reject"],
+    typer.Option(
+        "--endpoint-prefill",
+        help="How a prefill is sent. continue: with continue_final_message (vLLM, SGLang, llama-server). "
+        "plain: as it is. reject: not at all.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str,
+    typer.Option(
+        "--api-key-env",
+        metavar="NAME",
+        help="Environment variable that holds the endpoint's API key.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+SidecarModel = Annotated[
+    str | None,
+    typer.Option(
+        "--sidecar-model",
+        metavar="MODEL",
+        help="Judge with a model loaded here: Hugging Face id, folder or reference.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+SidecarURL = Annotated[
+    str | None,
+    typer.Option(
+        "--sidecar-url", metavar="URL", help="Judge with a server: ada-guard serve.", rich_help_panel=_ENDPOINT
+    ),
+]
+SelfCheck = Annotated[
+    bool,
+    typer.Option(
+        "--self-check",
+        help="Let the endpoint's own model judge itself, by rethink; needs --tokenizer.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="MODEL",
+        help="Hugging Face id or folder of the endpoint's tokenizer, or reference.",
+        rich_help_panel=_ENDPOINT,
+    ),
 ]
 
 Prompt = Annotated[

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, closing
+from functools import partial
 
 from ada_guard.cli import options as opt
 from ada_guard.cli.inputs import conversation
 from ada_guard.cli.loading import load_guard
+from ada_guard.cli.remote import RemoteOptions
 from ada_guard.cli.settings import CheckOptions, generation_settings
 from ada_guard.cli.view import TextView, note, show_json
 from ada_guard.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from ada_guard.events import Event
-    from ada_guard.guard import Guard, Messages
-
-__all__ = ["answer", "run"]
+__all__ = ["run"]
 
 
 def run(
@@ -27,6 +22,15 @@ def run(
     probe: opt.Probe = None,
     device: opt.Device = None,
     dtype: opt.Dtype = "auto",
+    endpoint: opt.EndpointURL = None,
+    endpoint_model: opt.EndpointModel = None,
+    endpoint_api: opt.EndpointAPI = "chat",
+    endpoint_prefill: opt.EndpointPrefill = "continue",
+    api_key_env: opt.ApiKeyEnv = "OPENAI_API_KEY",
+    sidecar_model: opt.SidecarModel = None,
+    sidecar_url: opt.SidecarURL = None,
+    self_check: opt.SelfCheck = False,
+    tokenizer: opt.Tokenizer = None,
     prompt: opt.Prompt = None,
     messages: opt.MessagesFile = None,
     system: opt.System = None,
@@ -55,12 +59,27 @@ def run(
     json: opt.Json = False,
 ) -> None:
     """Generate an answer under guard."""
+    remote = RemoteOptions(
+        endpoint=endpoint,
+        endpoint_model=endpoint_model,
+        endpoint_api=endpoint_api,
+        endpoint_prefill=endpoint_prefill,
+        api_key_env=api_key_env,
+        sidecar_model=sidecar_model,
+        sidecar_url=sidecar_url,
+        self_check=self_check,
+        tokenizer=tokenizer,
+        probe=probe,
+        device=device,
+        dtype=dtype,
+    )
+    remote.require_whole(no_guard=no_guard)
     talk = conversation(prompt=prompt, messages=messages, system=system, prefill=prefill)
     if talk is None and (json or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise ConfigError("give --prompt or --messages: a chat needs a terminal and prints no JSON")
     checks = CheckOptions(
         check=check,
-        has_probe=probe is not None or model == "reference",
+        has_probe=remote.has_probe if remote.wanted else probe is not None or model == "reference",
         interval=interval,
         schedule=schedule,
         threshold=threshold,
@@ -76,28 +95,32 @@ def run(
     )
     checker, policy = checks.checker(), checks.policy()
     generation = generation_settings(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop, seed=seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop=stop,
+        seed=seed,
+        endpoint=remote.wanted,
     )
-    guard = load_guard(
-        model, probe=probe, check=checker, policy=policy, check_pass=check_pass, device=device, dtype=dtype
-    )
-    if checks.lacks_probe and not no_guard and not json:
-        note("no probe for this model: rethink decides")
-    if talk is None:
-        from ada_guard.cli.chat import chat
-
-        chat(guard, system=system, no_guard=no_guard, generation=generation)
-        return
-    with closing(answer(guard, talk, no_guard=no_guard, generation=generation)) as events:
-        if json:
-            show_json(events)
+    with ExitStack() as opened:
+        if remote.wanted:
+            answer, title = remote.answer(checker, policy, no_guard=no_guard, generation=generation, opened=opened)
         else:
-            TextView().show(events)
+            guard = load_guard(
+                model, probe=probe, check=checker, policy=policy, check_pass=check_pass, device=device, dtype=dtype
+            )
+            stream = guard.unguarded if no_guard else guard.stream
+            answer, title = partial(stream, **generation), f"{model}, checks by {guard.checker.name}"
+        if checks.lacks_probe and not no_guard and not json:
+            note("no probe for this model: rethink decides")
+        if talk is None:
+            from ada_guard.cli.chat import chat
 
-
-def answer(
-    guard: Guard, messages: Messages, *, no_guard: bool, generation: dict[str, Any]
-) -> Generator[Event, None, None]:
-    """The events of one answer, guarded or as a control."""
-    stream = guard.unguarded if no_guard else guard.stream
-    return stream(messages, **generation)
+            chat(answer, title=f"{model}, no guard" if no_guard else title, system=system)
+            return
+        with closing(answer(talk)) as events:
+            if json:
+                show_json(events)
+            else:
+                TextView().show(events)

@@ -16,10 +16,14 @@ __all__ = ["CheckOptions", "generation_settings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """The options that make a checker and a policy, as given. Each is described at its option."""
+    """The options that make a checker and a policy, as given. Each is described at its option.
+
+    Attributes:
+        has_probe: Whether what judges has a probe; None where only a server can tell.
+    """
 
     check: CheckName | None
-    has_probe: bool
+    has_probe: bool | None
     interval: int | None
     schedule: str | None
     threshold: float | None
@@ -36,14 +40,16 @@ class CheckOptions:
     @property
     def lacks_probe(self) -> bool:
         """Whether rethink stands in because there is no probe: something to be said."""
-        return not self.has_probe and self.check in (None, "cascade")
+        return self.has_probe is False and self.check in (None, "cascade")
 
-    def checker(self) -> Checker:
-        """Who decides.
+    def checker(self) -> Checker | None:
+        """Who decides; None: the probe if the server that judges has one, else rethink.
 
         Raises:
             ConfigError: A threshold without a probe, or a probe check without one.
         """
+        if self.has_probe is None and self.check is None and self.threshold is None and self.low is None:
+            return None
         check = self.check or "probe"
         if self.lacks_probe:
             check = "rethink"
@@ -51,7 +57,7 @@ class CheckOptions:
             raise ConfigError("--threshold and --low belong to a probe: rethink has none")
         if self.low is not None and check != "cascade":
             raise ConfigError("--low belongs to --check cascade")
-        if not self.has_probe and check == "probe":
+        if self.has_probe is False and check == "probe":
             raise ConfigError("--check probe needs --probe FILE; rethink needs nothing")
         if check == "rethink":
             return RethinkChecker()
@@ -91,8 +97,18 @@ def generation_settings(
     top_k: int | None,
     stop: list[str] | None,
     seed: int | None,
+    endpoint: bool = False,
 ) -> dict[str, Any]:
     """The keyword arguments of `Guard.stream`; what was not given stays with the model's own configuration.
+
+    Args:
+        max_new_tokens: And the others: as given.
+        temperature: As given.
+        top_p: As given.
+        top_k: As given.
+        stop: As given.
+        seed: As given.
+        endpoint: They are the fields of a request to an endpoint.
 
     Raises:
         ConfigError: Settings of sampling for a greedy run.
@@ -107,7 +123,11 @@ def generation_settings(
         "stop": stop or None,
         "seed": seed,
     }
+    if endpoint:
+        given["max_tokens"] = given.pop("max_new_tokens")
     settings = {name: value for name, value in given.items() if value is not None}
+    if endpoint:
+        return settings
     if temperature is None and (top_p is not None or top_k is not None):
         settings["do_sample"] = True
     return settings

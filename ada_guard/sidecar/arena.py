@@ -53,7 +53,6 @@ class Arena:
     def layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of a layer, made like the given keys and values ``[1, kv_heads, any, head_dim]`` if it is new."""
         if index not in self._layers:
-            # Zeros: they cost nothing until they are touched, and a place never holds NaN of another time.
             self._layers[index] = (self._like(keys), self._like(values))
         return self._layers[index]
 
@@ -99,8 +98,9 @@ class Arena:
             self._spans.remove(span)
 
     def _like(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Not zeroed: nobody reads a place that was not written, and on a CPU memory that is not touched is not taken.
         shape = (tensor.shape[1], self.tokens, tensor.shape[3])
-        return torch.zeros(shape, dtype=tensor.dtype, device=self._device)
+        return torch.empty(shape, dtype=tensor.dtype, device=self._device)
 
     def _gap(self, tokens: int) -> int | None:
         at = 0
