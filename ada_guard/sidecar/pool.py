@@ -25,6 +25,7 @@ __all__ = ["Pool", "PoolStats", "Slot"]
 _IDLE_S = 5.0
 """After this time without a stream the thread ends, so that a sidecar nobody holds any more can be freed."""
 _WORTH_REUSING_TOKENS = 16
+_CLOSED = "the sidecar is closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +159,16 @@ class Pool:
         self._incoming: deque[_Job] = deque()
         self._active: list[_Job] = []
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._stopped: str | None = None
         self._counts = dict.fromkeys(("evicted", "checks", "passes", "rows", "reused_tokens"), 0)
 
     # -- what streams ask -----------------------------------------------------------------------------------------
+
+    def warm(self) -> None:
+        """Begins to find out how this model is run, so that the first stream need not wait for that."""
+        with self._changed:
+            if self._memory is None and self._stopped is None:
+                self._start()
 
     def open(self, ids: list[int], asks: frozenset[type[Ask]]) -> Slot:
         """A place for a stream. Its prompt is read in the background from now on.
@@ -229,20 +236,20 @@ class Pool:
     def close(self) -> None:
         """Ends the thread and frees the memory; what waits fails. May be called twice."""
         with self._changed:
-            self._stopped = True
+            self._stopped = self._stopped or _CLOSED
             self._changed.notify()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self._fail_all("the sidecar is closed")
+        self._fail_all(_CLOSED)
         self._memory = None
         self._retained.clear()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _require_open(self) -> None:
-        if self._stopped:
-            raise CheckError("the sidecar is closed")
+        if self._stopped is not None:
+            raise CheckError(self._stopped)
 
     def _waiting(self) -> int:
         return sum(job.is_check and not job.future.cancelled() for job in (*self._incoming, *self._active))
@@ -251,11 +258,14 @@ class Pool:
         job = _Job(slot=slot, begin=begin, future=Future(), is_check=is_check)
         with self._changed:
             self._incoming.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ada-guard-pool", daemon=True)
-                self._thread.start()
+            self._start()
             self._changed.notify()
         return job.future
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ada-guard-pool", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -266,15 +276,15 @@ class Pool:
                 if batch:
                     self._feed(batch)
         except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it, whatever it was
-            self._fail_all(type(error).__name__)
+            self._fail_all(f"the sidecar has failed: {type(error).__name__}")
 
     def _gather(self) -> bool:
         """Takes over new work, waiting for it if there is none. False once the thread is to end."""
         with self._changed:
             if not self._active:
-                self._changed.wait_for(lambda: self._incoming or self._leaving or self._stopped, _IDLE_S)
+                self._changed.wait_for(lambda: self._incoming or self._leaving or self._stopped is not None, _IDLE_S)
                 self._wait_for_others()
-            if self._stopped or not (self._active or self._incoming or self._leaving or self._slots):
+            if self._stopped is not None or not (self._active or self._incoming or self._leaving or self._slots):
                 self._thread = None
                 return False
             new, self._incoming = list(self._incoming), deque()
@@ -291,8 +301,8 @@ class Pool:
     def _wait_for_others(self) -> None:
         """Gives the streams whose work falls due together a moment, so that it shares a pass."""
         streams = len(self._slots)
-        if self._window_s and streams > 1 and self._incoming and not self._stopped:
-            self._changed.wait_for(lambda: len(self._incoming) >= streams or self._stopped, self._window_s)
+        if self._window_s and streams > 1 and self._incoming and self._stopped is None:
+            self._changed.wait_for(lambda: len(self._incoming) >= streams or self._stopped is not None, self._window_s)
 
     def _batch(self) -> list[_Job]:
         """The next pass: the oldest job decides of which kind it is; checks come before the reading of prompts."""
@@ -376,7 +386,7 @@ class Pool:
 
     def _fail_all(self, why: str) -> None:
         with self._changed:
-            self._stopped = True
+            self._stopped = self._stopped or why
             jobs = [*self._active, *self._incoming]
             self._incoming.clear()
         for job in jobs:
