@@ -46,7 +46,7 @@ class Usage:
     """Token counts as the endpoint states them.
 
     Attributes:
-        prompt_tokens: Of the prompt; None where the stream was cut before the endpoint said so.
+        prompt_tokens: Of the prompt; None where the endpoint does not say.
         completion_tokens: Of the answer.
         estimated: True where the stream was cut before the endpoint said so, and the counts are ours.
         details: Whatever else the endpoint's usage object held, such as ``prompt_tokens_details``.

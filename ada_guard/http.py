@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any
+from types import AsyncGeneratorType, GeneratorType
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from ada_guard.errors import ConfigError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = ["Exchange", "Transport"]
+
+C = TypeVar("C", bound="httpx.Client | httpx.AsyncClient")
 
 
 class Transport:
@@ -47,7 +49,7 @@ class Transport:
     def client(self) -> httpx.Client:
         """For callers in threads."""
         if self._given is not None:
-            return self._given
+            return _usable(self._given)
         if self._given_async is not None:
             raise ConfigError("a ready async_client is given, but no client, which sync code needs")
         with self._lock:
@@ -61,7 +63,7 @@ class Transport:
     def async_client(self) -> httpx.AsyncClient:
         """For the running event loop: connections cannot move from one loop to another."""
         if self._given_async is not None:
-            return self._given_async
+            return _usable(self._given_async)
         if self._given is not None:
             raise ConfigError("a ready client is given, but no async_client, which async code needs")
         loop = asyncio.get_running_loop()
@@ -69,6 +71,9 @@ class Transport:
             if loop not in self._async_clients:
                 import httpx
 
+                # A client's connections keep their loop alive, so weakness alone does not end what `asyncio.run` left.
+                for ended in [each for each in self._async_clients if each.is_closed()]:
+                    del self._async_clients[ended]
                 self._async_clients[loop] = httpx.AsyncClient(**self._settings())
             return self._async_clients[loop]
 
@@ -79,6 +84,12 @@ class Transport:
     def close(self) -> Steps[None]:
         """Closes the clients that were made here."""
         yield _CloseClients(self)
+
+
+def _usable(client: C) -> C:
+    if client.is_closed:
+        raise ConfigError("the ready httpx client is closed")
+    return client
 
 
 class Exchange:
@@ -170,16 +181,20 @@ class _Receive:
 class _Close:
     exchange: Exchange
 
+    # The readers are closed here, not whenever they are collected: each holds the bytes it read last.
     def run(self) -> None:
         if self.exchange.response is not None:
             self.exchange.response.close()
+        chunks = self.exchange.chunks
+        if isinstance(chunks, GeneratorType) and not chunks.gi_running:
+            chunks.close()
 
     async def arun(self) -> None:
         if self.exchange.response is not None:
             await self.exchange.response.aclose()
         chunks = self.exchange.chunks
         if isinstance(chunks, AsyncGeneratorType) and not chunks.ag_running:
-            await chunks.aclose()  # here, not whenever it is collected
+            await chunks.aclose()
 
 
 @dataclass(frozen=True, slots=True)

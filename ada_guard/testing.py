@@ -1,4 +1,4 @@
-"""Scripted doubles for tests of one's own: a guard, a source and a sidecar that need no model. Torch-free.
+"""Scripted doubles for tests of one's own: a guard, a source, a sidecar and an endpoint that need no model. Torch-free.
 
 They run through the same session and drivers as the real ones, so what an application shows after a cut is what it
 would show in earnest.
@@ -21,10 +21,17 @@ from ada_guard.policy import Policy, Schedule
 from ada_guard.session import Piece, StreamSession
 from ada_guard.sidecar.protocol import Conversation
 from ada_guard.steps import Steps, Work
+from ada_guard.testing_endpoint import Chunk, Cut, Pause, Repeat, Reply, ScriptedEndpoint
 from ada_guard.verdict import Verdict
 
 __all__ = [
     "UNSAFE",
+    "Chunk",
+    "Cut",
+    "Pause",
+    "Repeat",
+    "Reply",
+    "ScriptedEndpoint",
     "ScriptedFollowing",
     "ScriptedGuard",
     "ScriptedHeader",
