@@ -49,12 +49,14 @@ class Lane:
     Attributes:
         session: What is held back, due and released.
         following: Who is asked for checks.
+        by_ids: Whether the source's token ids are those of the sidecar's own tokenizer, and define depth.
         exhausted: Whether the source has said that this choice is complete, cut or not.
         reported: Whether its `Done` was handed out.
     """
 
     session: StreamSession
     following: Following
+    by_ids: bool = False
     exhausted: bool = field(default=False, init=False)
     reported: bool = field(default=False, init=False)
 
@@ -64,7 +66,7 @@ class Lane:
             self.exhausted = True
         if self.session.ended:
             return
-        pieces = yield from self.following.push(delta.fragments, delta.token_ids)
+        pieces = yield from self.following.push(delta.fragments, delta.token_ids if self.by_ids else ())
         if delta.finish_reason is not None:
             pieces = [*pieces, *(yield from self.following.flush())]
         for piece in pieces:

@@ -51,6 +51,8 @@ class Guard:
             given here becomes a companion.
         checker: Who decides. None: the probe if the sidecar has one, else rethink.
         policy: When to check and what to do then.
+        shared_tokenizer: Whether an endpoint's tokenizer is that of the sidecar: the endpoint is then asked for token
+            ids, and they define depth. None: only where the endpoint's own model judges.
         check_pass: For a local model that judges itself: ``"fused"`` lets checks ride in the decode step;
             ``"separate"`` is bit-identical to an unguarded run.
 
@@ -65,6 +67,7 @@ class Guard:
         sidecar: Sidecar | LocalModel | None = None,
         checker: Checker | None = None,
         policy: Policy | None = None,
+        shared_tokenizer: bool | None = None,
         check_pass: CheckPass = "fused",
     ) -> None:
         if check_pass not in ("fused", "separate"):
@@ -81,6 +84,7 @@ class Guard:
         self.check_pass: CheckPass = check_pass
         self._sidecar = sidecar
         self._judges_itself = sidecar is None
+        self._shared_tokenizer = shared_tokenizer
         self._wanted_checker = checker
         self._checker: Checker | None = None
         if self._local is not None and self._judges_itself:
@@ -352,18 +356,29 @@ class Guard:
         conversation = Conversation.of(messages, tools, template_kwargs)
         if self._judges_itself:
             source, session = self._open(conversation, generation)
-            return guarded(source, [Lane(session, source)], self.checker), source.close
+            return guarded(source, [Lane(session, source, by_ids=True)], self.checker), source.close
         source = self._source(conversation, generation)
-        lanes: list[Lane] = []
+        opened: list[Callable[[], Steps[None]]] = [source.close]
 
         def flow() -> Flow:
             checker = yield from self._connect()
+            by_ids = self._by_ids()
+            asked = self._source(conversation, {"return_token_ids": True, **generation}) if by_ids else source
+            opened.append(asked.close)
+            lanes = []
             for choice in range(_choices(generation)):
                 following = yield from self._follow(conversation, checker)
-                lanes.append(Lane(self._state(following, choice), following))
-            yield from guarded(source, lanes, checker)
+                opened.append(following.close)
+                lanes.append(Lane(self._state(following, choice), following, by_ids=by_ids))
+            yield from guarded(asked, lanes, checker)
 
-        return flow(), lambda: closing([source.close, *(lane.following.close for lane in lanes)])
+        return flow(), lambda: closing(opened)
+
+    def _by_ids(self) -> bool:
+        """Whether the source's token ids define depth."""
+        if self.endpoint is None:
+            return False
+        return self.sidecar.reads_source_ids if self._shared_tokenizer is None else self._shared_tokenizer
 
     def _source(self, conversation: Conversation, generation: Mapping[str, Any]) -> Source:
         if self.endpoint is None:

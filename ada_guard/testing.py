@@ -200,6 +200,7 @@ class ScriptedSidecar:
     """
 
     name = "scripted"
+    reads_source_ids = False
 
     def __init__(self, unsafe: str = UNSAFE) -> None:
         self._unsafe = unsafe

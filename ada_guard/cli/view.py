@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ada_guard.delta import Channel
 from ada_guard.events import Check, Done, Event, Halt, Release, Replace
 
 __all__ = ["TextView", "colours", "hanging", "note", "print_json", "printable", "show_json", "summary"]
@@ -69,19 +70,19 @@ class TextView:
         self.cut = False
         self._checks: list[Check] = []
         self._at_line_start = True
+        self._channel: Channel = "text"
 
     def show(self, events: Iterable[Event]) -> None:
         """Shows each event as it comes, and the summary after the last one."""
         for event in events:
             if isinstance(event, Release):
-                self.released += event.text
-                self._write(event.text)
+                self._release(event)
             elif isinstance(event, Check):
                 self._checks.append(event)
             elif isinstance(event, Halt):
                 self.cut = True
                 self._new_line()
-                self._write(f"--- cut at depth {event.depth} ---\n", red=True)
+                self._write(f"--- cut at depth {event.depth} ---\n", style="1;31")
             elif isinstance(event, Replace):
                 self.replacement = event.text
                 self._write(event.text)
@@ -93,18 +94,31 @@ class TextView:
         """Ends the line after Ctrl-C."""
         self._new_line()
 
+    def _release(self, event: Release) -> None:
+        """Text and refusals as they are; reasoning dimmed and tool calls named, on lines of their own."""
+        if event.channel != self._channel:
+            self._channel = event.channel
+            self._new_line()
+        if event.channel in ("text", "refusal"):
+            self.released += event.text
+            self._write(event.text)
+        elif event.call is not None:
+            self._write(f"[calls {event.call.name}({event.text})]\n", style="36")
+        else:
+            self._write(event.text, style="2")
+
     def _new_line(self) -> None:
         if not self._at_line_start:
             self._write("\n")
 
-    def _write(self, text: str, *, red: bool = False) -> None:
+    def _write(self, text: str, *, style: str = "") -> None:
         if not text:
             return
         self._at_line_start = text.endswith("\n")
         if sys.stdout.isatty():
             text = printable(text)
-        if red and colours(sys.stdout):
-            text = f"\x1b[1;31m{text}\x1b[0m"
+        if style and colours(sys.stdout):
+            text = f"\x1b[{style}m{text}\x1b[0m"
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -116,7 +130,7 @@ def summary(done: Done, checks: Iterable[Check]) -> str:
     if not made:  # no checks: there was no guard, or nothing to check
         return f"{tokens}{', unguarded' if done.released_tokens else ''} · {done.wall_ms:.0f} ms"
     outcome = "passed" if all(check.decision == "pass" for check in made) else "flagged, not cut"
-    if done.finish_reason == "content_filter":
+    if done.finish_reason == "content_filter" and any(check.decision != "pass" for check in made):
         outcome = f"cut ({made[-1].reason or made[-1].decision})"
     elif any(check.decision == "unchecked" for check in made):
         outcome = "partly unchecked"

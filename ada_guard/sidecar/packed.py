@@ -318,7 +318,10 @@ def _attend(
         ``[1, tokens, heads, value_dim]``, as the models expect it.
     """
     del attention_mask
-    batch: _Batch = _running.batch
+    batch: _Batch | None = getattr(_running, "batch", None)
+    if batch is None:
+        # The user's own pass, in another thread, while ours has our attention configured.
+        raise RuntimeError("a sidecar uses this model: run it under the lock of its LocalModel")
     layer = batch.layers[module.layer_idx]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out: list[torch.Tensor] = []

@@ -445,7 +445,7 @@ class Pool:
             self._evict(self._retained[0])
 
     def _reuse(self, slot: Slot) -> None:
-        """Begins with what another conversation that begins alike has read: takes a finished one over, copies others."""
+        """Begins with what another conversation that begins alike has read: takes it over, or copies it."""
         assert self._memory is not None
         best, shared = None, 0
         with self._changed:

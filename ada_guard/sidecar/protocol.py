@@ -113,6 +113,11 @@ class Sidecar(Protocol):
         """How it is called in reports."""
         ...
 
+    @property
+    def reads_source_ids(self) -> bool:
+        """Whether its tokenizer is that of the endpoint by its nature, and the endpoint gives ids. After `connect`."""
+        ...
+
     def connect(self) -> Steps[Calibration | None]:
         """Makes sure that it can judge, and says to what thresholds its probe was calibrated; None without a probe.
 
