@@ -1,4 +1,7 @@
-"""What moves guarded streams: one flow of steps and events, run by a thin loop, sync or async. Knows no model, no socket."""
+"""What moves guarded streams: one flow of steps and events, run by a thin loop, sync or async.
+
+Knows no model and no socket.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +83,10 @@ Flow: TypeAlias = Generator[Event | Step, Any, None]
 
 
 def guarded(source: Source, lanes: Sequence[Lane], checker: Checker) -> Flow:
-    """The steps and events of a guarded response. The source is closed before the events of its last cut are handed out.
+    """The steps and events of a guarded response.
 
-    A cut mutes its lane; the source is closed as soon as all lanes have ended.
+    A cut mutes its lane; the source is closed as soon as all lanes have ended, before the events of the last cut are
+    handed out.
 
     Args:
         source: Gives the deltas of every lane.

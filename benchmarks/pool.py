@@ -34,7 +34,8 @@ from ada_guard.local.context import LocalContext
 from ada_guard.local.plan import plan_reading
 from ada_guard.probe import LinearProbe, ProbeCard
 from ada_guard.reference import CHAT_DIR
-from ada_guard.sidecar.pool import Pool, Slot
+from ada_guard.sidecar.pool import Pool
+from ada_guard.sidecar.slot import Slot
 
 ASKS = frozenset({AskProbe})
 CHECKER = ProbeChecker(threshold=0.5)

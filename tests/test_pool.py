@@ -25,7 +25,8 @@ from ada_guard.cli.describe import TESTED_PACKED
 from ada_guard.local import LocalModel
 from ada_guard.sidecar import pool as pool_module
 from ada_guard.sidecar.companion import LocalSidecar
-from ada_guard.sidecar.pool import Pool, Slot
+from ada_guard.sidecar.pool import Pool
+from ada_guard.sidecar.slot import Slot
 
 USER = [{"role": "user", "content": "How do I bake bread?"}]
 AHEAD_TOKENS = 3
@@ -200,9 +201,9 @@ def test_a_long_prompt_is_read_between_the_checks_of_others() -> None:
     with pool_of(model, chunk_tokens=16, batch_tokens=32) as pool:
         quick = pool.open([5] * 20, frozenset({AskProbe}))
         check(pool, quick)
-        assert pool._memory is not None
+        assert pool._tenancy is not None
         order: list[int] = []
-        feed = pool._memory.feed
+        feed = pool._tenancy.memory.feed
 
         def noted(rows: Any, *, full: bool) -> Any:
             order.extend(row.end for _, row in rows)
@@ -212,7 +213,7 @@ def test_a_long_prompt_is_read_between_the_checks_of_others() -> None:
             return feed(rows, full=full)
 
         futures: list[Any] = []
-        pool._memory.feed = noted  # type: ignore[method-assign]  # to look on
+        pool._tenancy.memory.feed = noted  # type: ignore[method-assign]  # to look on
         long = pool.open([5] * 400, frozenset({AskProbe}))
         assert check(pool, long).passed
         futures[0].result(60)
@@ -252,8 +253,8 @@ def test_a_pass_that_is_too_much_for_the_accelerator_is_split() -> None:
         slots = [pool.open([5 + i] * 20, frozenset({AskProbe})) for i in range(3)]
         for slot in slots:
             check(pool, slot)
-        assert pool._memory is not None
-        feed = pool._memory.feed
+        assert pool._tenancy is not None
+        feed = pool._tenancy.memory.feed
 
         def small(rows: Any, *, full: bool) -> Any:
             if len(rows) > 1:
@@ -262,7 +263,7 @@ def test_a_pass_that_is_too_much_for_the_accelerator_is_split() -> None:
                 raise torch.OutOfMemoryError("secret text")
             return feed(rows, full=full)
 
-        pool._memory.feed = small  # type: ignore[method-assign]  # a fault
+        pool._tenancy.memory.feed = small  # type: ignore[method-assign]  # a fault
         for slot in slots:
             slot.ids.append(slot.ids[0])
         futures = [pool.check(slot, 21, Asks(AskProbe), context_at(0)) for slot in slots]

@@ -10,98 +10,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from typing import Any
 
 from ada_guard.checking import Ask, AskLookahead, CheckContext, Checker
 from ada_guard.errors import AdaGuardError, CheckError, ConfigError
 from ada_guard.local.model import LocalModel
 from ada_guard.sidecar.memory import Memory, open_memory
-from ada_guard.sidecar.reading import Rows, Tokens, Wanted, checking, reading
+from ada_guard.sidecar.reading import Rows, checking, reading
+from ada_guard.sidecar.slot import Job, Slot
+from ada_guard.sidecar.stats import PoolStats
+from ada_guard.sidecar.tenancy import Tenancy
 
-__all__ = ["Pool", "PoolStats", "Slot"]
+__all__ = ["Pool"]
 
 _IDLE_S = 5.0
 """After this time without a stream the thread ends, so that a sidecar nobody holds any more can be freed."""
-_WORTH_REUSING_TOKENS = 16
 _CLOSED = "the sidecar is closed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """What a pool holds and has done.
-
-    Attributes:
-        sessions: Streams that are open.
-        waiting: Checks in the queue.
-        kv_bytes: Memory of keys and values in use, in bytes.
-        kv_limit_bytes: Its bound; None where sessions are counted instead.
-        retained: Conversations kept for their next turn.
-        evicted: Streams whose memory was taken for others, so far; they read their text again when they are due.
-        checks: Checks made so far, passed or not.
-        passes: Forward passes so far.
-        rows: Rows fed in them; per pass, how well the work of streams is gathered.
-        reused_tokens: Prompt tokens that did not have to be read because an earlier conversation began alike.
-        packed: Whether rows of many streams share a pass.
-        why_not_packed: Why not, in a word; None if they do.
-    """
-
-    sessions: int
-    waiting: int
-    kv_bytes: int
-    kv_limit_bytes: int | None
-    retained: int
-    evicted: int
-    checks: int
-    passes: int
-    rows: int
-    reused_tokens: int
-    packed: bool
-    why_not_packed: str | None
-
-
-class Slot:
-    """One stream in a pool. Its ids may be appended to at any time; they are read when a check needs them."""
-
-    def __init__(self, pool: Pool, ids: list[int], *, full: bool) -> None:
-        self.tokens = Tokens(ids)
-        self.full = full
-        self.prompt_tokens = len(ids)
-        self.passed = len(ids)
-        self.last_used = time.monotonic()
-        self.closed = False
-        self.place: Any = None
-        self._pool = pool
-
-    @property
-    def ids(self) -> list[int]:
-        """All tokens of the stream so far, the prompt's first."""
-        return self.tokens.ids
-
-    @ids.setter
-    def ids(self, ids: list[int]) -> None:
-        self.tokens.ids = ids
-
-    def close(self) -> None:
-        """Gives the place back. May be called twice."""
-        self._pool.leave(self)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    slot: Slot
-    begin: Callable[[], Rows[Any]] = field(repr=False)
-    future: Future[Any]
-    is_check: bool
-    rows: Rows[Any] | None = field(default=None, repr=False)
-    wanted: Wanted | None = None
-
-    def restart(self) -> None:
-        """Back to the beginning: what its rows counted on is gone."""
-        if self.rows is not None:
-            self.rows.close()
-        self.rows = self.wanted = None
 
 
 class Pool:
@@ -151,23 +76,22 @@ class Pool:
         self._chunk = min(chunk_tokens, self._batch_tokens)
         self._window_s = window_ms / 1000.0
         self._open_memory: Callable[[], Memory] = lambda: open_memory(model, kv_bytes=kv_bytes, packed=packed)
-        self._memory: Memory | None = None
+        self._tenancy: Tenancy | None = None
         self._changed = threading.Condition()
         self._slots: set[Slot] = set()
-        self._retained: list[Slot] = []
         self._leaving: deque[Slot] = deque()
-        self._incoming: deque[_Job] = deque()
-        self._active: list[_Job] = []
+        self._incoming: deque[Job] = deque()
+        self._active: list[Job] = []
         self._thread: threading.Thread | None = None
         self._stopped: str | None = None
-        self._counts = dict.fromkeys(("evicted", "checks", "passes", "rows", "reused_tokens"), 0)
+        self._checks = self._passes = self._rows = 0
 
     # -- what streams ask -----------------------------------------------------------------------------------------
 
     def warm(self) -> None:
         """Begins to find out how this model is run, so that the first stream need not wait for that."""
         with self._changed:
-            if self._memory is None and self._stopped is None:
+            if self._tenancy is None and self._stopped is None:
                 self._start()
 
     def open(self, ids: list[int], asks: frozenset[type[Ask]]) -> Slot:
@@ -180,7 +104,7 @@ class Pool:
         Raises:
             CheckError: The pool is full or closed.
         """
-        slot = Slot(self, ids, full=AskLookahead in asks or self._model.probe is None)
+        slot = Slot(ids, leave=self.leave, full=AskLookahead in asks or self._model.probe is None)
         with self._changed:
             self._require_open()
             if len(self._slots) >= self._max_sessions:
@@ -221,16 +145,21 @@ class Pool:
     def stats(self) -> PoolStats:
         """Figures of now."""
         with self._changed:
-            memory = self._memory
+            tenancy = self._tenancy
+            memory = tenancy.memory if tenancy else None
             return PoolStats(
                 sessions=len(self._slots),
                 waiting=self._waiting(),
                 kv_bytes=memory.used_bytes() if memory else 0,
                 kv_limit_bytes=memory.limit_bytes if memory else None,
-                retained=len(self._retained),
+                retained=len(tenancy.retained) if tenancy else 0,
+                evicted=tenancy.evicted if tenancy else 0,
+                reused_tokens=tenancy.reused_tokens if tenancy else 0,
+                checks=self._checks,
+                passes=self._passes,
+                rows=self._rows,
                 packed=memory.packed if memory else False,
                 why_not_packed=memory.why_not_packed if memory else "not started",
-                **self._counts,
             )
 
     def close(self) -> None:
@@ -242,8 +171,7 @@ class Pool:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._fail_all(_CLOSED)
-        self._memory = None
-        self._retained.clear()
+        self._tenancy = None
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -255,7 +183,7 @@ class Pool:
         return sum(job.is_check and not job.future.cancelled() for job in (*self._incoming, *self._active))
 
     def _submit(self, slot: Slot, begin: Callable[[], Rows[Any]], *, is_check: bool) -> Future[Any]:
-        job = _Job(slot=slot, begin=begin, future=Future(), is_check=is_check)
+        job = Job(slot=slot, begin=begin, future=Future(), is_check=is_check)
         with self._changed:
             self._incoming.append(job)
             self._start()
@@ -269,12 +197,12 @@ class Pool:
 
     def _run(self) -> None:
         try:
-            if self._memory is None:
-                self._memory = self._open_memory()
+            if self._tenancy is None:
+                self._tenancy = Tenancy(self._open_memory(), max_retained=self._max_retained)
             while self._gather():
-                batch = self._batch()
+                batch = self._batch(self._tenancy)
                 if batch:
-                    self._feed(batch)
+                    self._feed(batch, self._tenancy.memory)
         except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it, whatever it was
             self._fail_all(f"the sidecar has failed: {type(error).__name__}")
 
@@ -290,7 +218,9 @@ class Pool:
             new, self._incoming = list(self._incoming), deque()
             leaving, self._leaving = list(self._leaving), deque()
         for slot in leaving:
-            self._part(slot)
+            self._drop([job for job in self._active if job.slot is slot])
+            if self._tenancy is not None:
+                self._tenancy.part(slot)
         for job in new:
             if job.is_check:  # it reads whatever is missing itself
                 self._drop([other for other in self._active if other.slot is job.slot and not other.is_check])
@@ -304,54 +234,59 @@ class Pool:
         if self._window_s and streams > 1 and self._incoming and self._stopped is None:
             self._changed.wait_for(lambda: len(self._incoming) >= streams or self._stopped is not None, self._window_s)
 
-    def _batch(self) -> list[_Job]:
+    def _batch(self, tenancy: Tenancy) -> list[Job]:
         """The next pass: the oldest job decides of which kind it is; checks come before the reading of prompts."""
-        assert self._memory is not None
         for job in [job for job in self._active if job.wanted is None]:
             self._advance(job, None)
         ready = sorted((job for job in self._active if job.wanted), key=lambda job: not job.is_check)
-        batch: list[_Job] = []
-        tokens, seen = 0, set()
+        with self._changed:
+            live = list(self._slots)
+        batch: list[Job] = []
+        tokens = 0
         for job in ready:
-            assert job.wanted is not None
+            if job.wanted is None or job.slot.full != ready[0].slot.full or any(job.slot is one.slot for one in batch):
+                continue
             length = len(job.wanted.ids)
-            if id(job.slot) in seen or job.slot.full != ready[0].slot.full or len(batch) == self._memory.max_rows:
+            if len(batch) == tenancy.memory.max_rows or (batch and tokens + length > self._batch_tokens):
                 continue
-            if batch and tokens + length > self._batch_tokens:
-                continue
-            if self._make_room(job, batch):
+            # A lookahead that is under way is let finish: two long ones would take each other's memory for ever.
+            busy = [one.slot for one in (*batch, *(one for one in self._active if one.looks_ahead))]
+            lost = tenancy.make_room(job.slot, job.wanted.end, live=live, busy=busy)
+            for other in [one for one in self._active if lost and one.slot in lost]:
+                other.restart()
+            if lost is not None:
                 batch.append(job)
                 tokens += length
-                seen.add(id(job.slot))
         if ready and not batch:
             self._finish(ready[0], error=CheckError("the sidecar's KV memory is too small for this stream"))
         return batch
 
-    def _feed(self, batch: list[_Job]) -> None:
-        assert self._memory is not None
+    def _feed(self, batch: list[Job], memory: Memory) -> None:
         wanted = [(job.slot.place, job.wanted) for job in batch if job.wanted is not None]
         try:
-            results = self._memory.feed(wanted, full=batch[0].slot.full)
+            results = memory.feed(wanted, full=batch[0].slot.full)
         except Exception as error:  # noqa: BLE001  # the one boundary to torch
             if len(batch) > 1:  # one of them, or all together, was too much: each for itself
                 for job in batch:
-                    self._feed([job])
+                    self._feed([job], memory)
                 return
             self._finish(batch[0], error=CheckError(type(error).__name__))
             return
-        self._counts["passes"] += 1
-        self._counts["rows"] += len(batch)
+        self._passes += 1
+        self._rows += len(batch)
         for job, result in zip(batch, results, strict=True):
             assert job.wanted is not None
             job.slot.tokens.fed(job.wanted)
             job.slot.last_used = time.monotonic()
             self._advance(job, result)
 
-    def _advance(self, job: _Job, result: Any) -> None:
+    def _advance(self, job: Job, result: Any) -> None:
         """Lets a job say which row it needs next, or ends it."""
         if job.rows is None:
-            if job.slot.place is None:
-                self._reuse(job.slot)
+            if job.slot.place is None and self._tenancy is not None:
+                with self._changed:
+                    live = list(self._slots)
+                self._tenancy.reuse(job.slot, live)
             job.rows = job.begin()
         try:
             job.wanted = job.rows.send(result)
@@ -362,23 +297,17 @@ class Pool:
         except Exception as error:  # noqa: BLE001  # of the user's checker: its message may hold text
             self._finish(job, error=CheckError(type(error).__name__))
 
-    def _finish(self, job: _Job, *, result: Any = None, error: Exception | None = None) -> None:
+    def _finish(self, job: Job, *, result: Any = None, error: Exception | None = None) -> None:
         if job in self._active:
             self._active.remove(job)
         job.wanted = None
         if job.is_check:
-            self._counts["checks"] += 1
+            self._checks += 1
             if error is None and result.passed:
                 job.slot.passed = max(job.slot.passed, job.slot.tokens.read)
-        try:
-            if error is not None:
-                job.future.set_exception(error)
-            else:
-                job.future.set_result(result)
-        except InvalidStateError:
-            pass  # nobody waits any more
+        job.settle(result, error)
 
-    def _drop(self, jobs: list[_Job]) -> None:
+    def _drop(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._active.remove(job)
             job.restart()
@@ -392,81 +321,3 @@ class Pool:
         for job in jobs:
             self._finish(job, error=CheckError(why))
         self._active.clear()
-
-    # -- memory ---------------------------------------------------------------------------------------------------
-
-    def _make_room(self, job: _Job, batch: list[_Job]) -> bool:
-        """Makes the slot's place large enough, at the cost of others if it must. False: not in this pass."""
-        assert self._memory is not None
-        assert job.wanted is not None
-        while not self._memory.reserve(job.slot, job.wanted.end):
-            victim = self._victim([job, *batch])
-            if victim is None:
-                return False
-            self._evict(victim)
-        return True
-
-    def _victim(self, needed: list[_Job]) -> Slot | None:
-        """Whose memory is taken: a finished conversation's, else that of the stream that was idle for longest."""
-        if self._retained:
-            return self._retained[0]
-        # A lookahead that is under way is let finish: two long ones would take each other's memory for ever.
-        ahead = [job for job in self._active if job.wanted is not None and job.wanted.start > job.slot.tokens.read]
-        busy = {id(job.slot) for job in (*needed, *ahead)}
-        with self._changed:
-            idle = [slot for slot in self._slots if slot.place is not None and id(slot) not in busy]
-        return min(idle, key=lambda slot: slot.last_used, default=None)
-
-    def _evict(self, slot: Slot) -> None:
-        assert self._memory is not None
-        self._memory.release(slot)
-        slot.tokens.read = 0
-        if slot in self._retained:
-            self._retained.remove(slot)
-        else:
-            self._counts["evicted"] += 1
-            for job in [job for job in self._active if job.slot is slot]:
-                job.restart()
-
-    def _part(self, slot: Slot) -> None:
-        """Keeps what a finished stream's next turn may begin with: its prompt and what passed, never more."""
-        assert self._memory is not None
-        self._drop([job for job in self._active if job.slot is slot])
-        keep = min(slot.passed, slot.tokens.read)
-        del slot.ids[keep:]
-        slot.tokens.read = keep
-        if slot.place is None:
-            return
-        if keep < _WORTH_REUSING_TOKENS or not self._max_retained:
-            self._memory.release(slot)
-            return
-        self._retained.append(slot)
-        if len(self._retained) > self._max_retained:
-            self._evict(self._retained[0])
-
-    def _reuse(self, slot: Slot) -> None:
-        """Begins with what another conversation that begins alike has read: takes it over, or copies it."""
-        assert self._memory is not None
-        best, shared = None, 0
-        with self._changed:
-            others = [*self._retained, *(other for other in self._slots if other.place is not None)]
-        for other in others:
-            if other.full == slot.full and other is not slot:
-                common = min(_common(other.ids, slot.ids), other.tokens.read, len(slot.ids) - 1)
-                if common > shared:
-                    best, shared = other, common
-        if best is None or shared < _WORTH_REUSING_TOKENS:
-            return
-        if best in self._retained and (shared >= len(best.ids) // 2 or not self._memory.copies):
-            if not self._memory.cut(best, shared):
-                return
-            self._retained.remove(best)
-            slot.place, best.place = best.place, None
-        elif not self._memory.copies or not self._memory.copy(best, slot, shared):
-            return
-        slot.tokens.read = shared
-        self._counts["reused_tokens"] += shared
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
