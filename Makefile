@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+ENGINES := .venv-engines
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format docs bench reference measure clean
+.PHONY: help demo test test-engines lint types format docs bench reference measure clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "a virtual environment needs: apt-get install python3-venv"; exit 1; }
@@ -28,6 +29,17 @@ demo: $(VENV)/.run ## watch an attack with and without the guard
 
 test: $(VENV)/.dev ## run all tests
 	$(BIN)/python -m pytest -q
+
+# An environment for the server alone: vLLM and we want different versions of transformers. The audio and image builds
+# that come with it were not made for this torch, and vLLM fails to start when it finds them.
+$(ENGINES)/.ready: tests/engines/requirements.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-engines: $(VENV)/.dev $(ENGINES)/.ready ## run the tests that need a real vLLM server (3.3 GB, once); RESULTS=FILE saves the figures
+	ADA_GUARD_ENGINES=$(ENGINES)/bin/python ADA_GUARD_ENGINES_RESULTS=$(RESULTS) $(BIN)/python -m pytest -q -s tests/engines
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -57,5 +69,5 @@ measure: $(VENV)/.dev ## the reference model's table: writes benchmarks/results/
 	$(BIN)/python -m ada_guard.reference.measure
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(ENGINES) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

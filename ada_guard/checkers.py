@@ -116,7 +116,11 @@ class RethinkChecker:
 
     def check(self, context: CheckContext) -> Checking:
         """A short lookahead; a refusal in it flags, unless the answer so far is itself one."""
-        ahead: Lookahead = yield AskLookahead(max_tokens=self.lookahead_tokens, undecided=self._wants_more)
+        ahead: Lookahead = yield AskLookahead(
+            max_tokens=self.lookahead_tokens,
+            undecided=self._wants_more,
+            at_refusals=self.matcher is _bundled_matcher(),
+        )
         refuses = self.matcher.decide(ahead.text, complete=True) is True
         reason: str | None = None
         decision = Decision.PASS

@@ -43,10 +43,13 @@ class AskLookahead:
     Attributes:
         max_tokens: Upper bound, >= 1.
         undecided: Told the text so far after each token; generation stops as soon as it says False.
+        at_refusals: Whether `undecided` is that of the bundled refusal phrases: a function cannot be sent to a sidecar
+            in another process, but that has the phrases too and can stop there by itself.
     """
 
     max_tokens: int
     undecided: Callable[[str], bool]
+    at_refusals: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -446,7 +446,7 @@ class Guard:
 
 def _is_local(thing: object) -> TypeIs[LocalModel]:
     """Whether it is a local model. Told by what it has: importing its class would import torch."""
-    return hasattr(thing, "tokenizer") and hasattr(thing, "spec")
+    return hasattr(thing, "tokenizer") and hasattr(thing, "encode") and not hasattr(thing, "connect")
 
 
 def _named(check: CheckName | Checker | None) -> Checker | None:

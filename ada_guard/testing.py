@@ -239,7 +239,7 @@ class ScriptedModel:
 
     name = "scripted"
     probe = _ScriptedProbe()
-    tokenizer = spec = None
+    tokenizer = encode = None
 
 
 class ScriptedGuard(Guard):
