@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -353,7 +354,7 @@ class Guard:
         self, messages: Messages | str, tools: Tools, template_kwargs: TemplateKwargs, generation: Mapping[str, Any]
     ) -> tuple[Flow, Callable[[], Steps[None]]]:
         """The flow of a stream, and what closes all that it opens."""
-        conversation = Conversation.of(messages, tools, template_kwargs)
+        conversation = replace(Conversation.of(messages, tools, template_kwargs), cache_salt=_cache_salt(generation))
         if self._judges_itself:
             source, session = self._open(conversation, generation)
             return guarded(source, [Lane(session, source, by_ids=True)], self.checker), source.close
@@ -460,6 +461,12 @@ def _choices(generation: Mapping[str, Any]) -> int:
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise ConfigError("n must be a whole number >= 1")
     return n or 1
+
+
+def _cache_salt(generation: Mapping[str, Any]) -> str | None:
+    """As the endpoint is told it: among the fields of the request, or among its further ones."""
+    salt = generation.get("cache_salt") or (generation.get("extra_body") or {}).get("cache_salt")
+    return salt if isinstance(salt, str) else None
 
 
 def _single(settings: dict[str, Any]) -> dict[str, Any]:

@@ -223,3 +223,31 @@ async def test_streams_in_tasks_do_not_see_each_other() -> None:
     for events, kind in zip(found, ["good", "bad"] * 6, strict=True):
         assert any(isinstance(e, Halt) for e in events) is (kind == "bad")
         assert (text(events) == SAFE) is (kind == "good")
+
+
+def test_ids_define_depth_only_where_the_tokenizer_is_shared() -> None:
+    for shared in (None, True):
+        with guarded(Reply(items=["one two ", "three ", "four"], token_ids=True)) as (guard, asked):
+            guard = Guard(guard.endpoint, sidecar=guard.sidecar, policy=EVERY5, shared_tokenizer=shared)
+            done = list(guard.stream(USER))[-1]
+            guard.close()
+        assert isinstance(done, Done)
+        assert done.generated_tokens == (3 if shared else 4)
+        assert ("return_token_ids" in asked[0].body) is bool(shared)
+
+
+def test_the_salt_of_a_request_goes_with_its_conversation() -> None:
+    seen: list[str | None] = []
+
+    class Watching(ScriptedSidecar):
+        def open(self, conversation: Any, **settings: Any) -> Any:
+            seen.append(conversation.cache_salt)
+            return (yield from super().open(conversation, **settings))
+
+    with guarded(SAFE) as (guard, asked):
+        guard = Guard(guard.endpoint, sidecar=Watching(), policy=EVERY5)
+        list(guard.stream(USER, cache_salt="tenant"))
+        list(guard.stream(USER, extra_body={"cache_salt": "other"}))
+        guard.close()
+    assert seen == ["tenant", "other"]
+    assert [request.body["cache_salt"] for request in asked] == ["tenant", "other"]

@@ -61,7 +61,8 @@ class EndpointRethink:
         endpoint: The endpoint; ``/v1/completions`` of its server is asked, whichever API the stream comes from.
         tokenizer: The endpoint's own: a tokenizer of transformers, its id or its folder.
         spec: Safety Tokens; derived from the tokenizer's chat template if None.
-        cache_salt: That of the streams' requests: with another one the server shares no prefix.
+        cache_salt: That of the streams' requests, for those that name none: with another one the server shares no
+            prefix.
         priority: Of the checks, for a server that schedules by priority; in vLLM lower comes first.
         check_timeout_s: Longest time a lookahead may take; then the check counts as not made.
 
@@ -130,9 +131,11 @@ class EndpointRethink:
         if AskProbe in asks:
             raise ConfigError(_NO_PROBE)
         yield from self.detect()
-        return SelfChecked(self, self.tokens.view(conversation))
+        return SelfChecked(self, self.tokens.view(conversation), conversation.cache_salt)
 
-    def lookahead(self, ids: Sequence[int], ask: AskLookahead) -> Steps[tuple[Lookahead, LookaheadCost]]:
+    def lookahead(
+        self, ids: Sequence[int], ask: AskLookahead, *, cache_salt: str | None = None
+    ) -> Steps[tuple[Lookahead, LookaheadCost]]:
         """Greedy tokens behind `ids` and the Safety Tokens. The response is closed as soon as enough is known.
 
         Raises:
@@ -144,6 +147,8 @@ class EndpointRethink:
         if text is None:
             raise CheckError("the endpoint takes text only, and this context has no text that stands for its tokens")
         fields = {**(self._extensions() if features.extensions else {}), **self._asked}
+        if cache_salt is not None:
+            fields["cache_salt"] = cache_salt
         started = time.perf_counter()
         try:
             stream = self._endpoint.open(prompt=text, max_tokens=ask.max_tokens, temperature=0, extra_body=fields)
@@ -203,13 +208,14 @@ class SelfChecked:
         cost: What the last lookahead took; None before the first.
     """
 
-    def __init__(self, sidecar: EndpointRethink, view: View) -> None:
+    def __init__(self, sidecar: EndpointRethink, view: View, cache_salt: str | None = None) -> None:
         prompt, tokens = view.prompt, sidecar.tokens
         self.cost: LookaheadCost | None = None
         self.prompt_tokens = len(prompt.ids)
         self.prefill_tokens = len(prompt.prefill_ids)
         self.prefill_text = prompt.prefill_text
         self._sidecar = sidecar
+        self._cache_salt = cache_salt
         self._partial = view.partial
         self._ids = [*prompt.ids, *prompt.prefill_ids]
         self._tokens: AnswerTokens | None = AnswerTokens(
@@ -251,7 +257,7 @@ class SelfChecked:
                 return replace(verdict, partial_view=True) if self._partial else verdict
             if not isinstance(ask, AskLookahead):
                 raise CheckError(_NO_PROBE)
-            said, self.cost = yield from self._sidecar.lookahead(ids, ask)
+            said, self.cost = yield from self._sidecar.lookahead(ids, ask, cache_salt=self._cache_salt)
 
     def close(self) -> Steps[None]:
         """Forgets the text. May be called twice. A lookahead in progress closes its own response."""

@@ -30,12 +30,15 @@ class Conversation:
         tools: Tool definitions of the request.
         template_kwargs: Variables of the sidecar's chat template.
         raw_prompt: A text without roles (the completions API).
+        cache_salt: What separates the prefix cache of an endpoint between tenants; a check by the endpoint's own model
+            needs the same as the stream.
     """
 
     messages: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     tools: Sequence[Any] | None = field(default=None, repr=False)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     raw_prompt: str | None = field(default=None, repr=False)
+    cache_salt: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(

@@ -101,8 +101,10 @@ class Measured(EndpointRethink):
         self.server = server
         self.costs: list[tuple[LookaheadCost, float]] = []
 
-    def lookahead(self, ids: Sequence[int], ask: AskLookahead) -> Steps[tuple[Lookahead, LookaheadCost]]:
-        ahead, cost = yield from super().lookahead(ids, ask)
+    def lookahead(
+        self, ids: Sequence[int], ask: AskLookahead, *, cache_salt: str | None = None
+    ) -> Steps[tuple[Lookahead, LookaheadCost]]:
+        ahead, cost = yield from super().lookahead(ids, ask, cache_salt=cache_salt)
         self.costs.append((cost, self.server.counter("vllm:num_requests_running")))
         return ahead, cost
 
