@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from probes import probe_for
 
 from ada_guard import CascadeChecker, Check, Done, Event, Guard, Halt, Policy, ProbeChecker, RethinkChecker, Schedule
 from ada_guard.checking import AskLookahead, AskProbe, Calibration, CheckContext, Checking
 from ada_guard.errors import CheckError, ConfigError, GenerationError
 from ada_guard.local import LocalModel, LocalStream
-from ada_guard.local.blocks import HookPoint, hook_position, reading
+from ada_guard.local.blocks import HookPoint, reading
 from ada_guard.probe import LinearProbe, ProbeCard
 from ada_guard.sidecar.protocol import Conversation
 from ada_guard.steps import run
@@ -46,27 +47,6 @@ class AlwaysPass:
         flagged = context.depth >= self.flag_from
         decision = Decision.FLAG if flagged else Decision.PASS
         return Verdict(decision=decision, checker="always", depth=context.depth, harm_probability=p)
-
-
-def probe_for(model: LocalModel, layer: int = 2) -> LinearProbe:
-    """A probe of random direction: only where it reads matters here."""
-    size = model.model.config.hidden_size
-    generator = torch.Generator().manual_seed(3)
-    card = ProbeCard(
-        model=model.name,
-        fingerprint=model.fingerprint,
-        header_text=model.spec.probe.text,
-        header_ids=model.spec.probe.ids,
-        layer=layer,
-        position=hook_position(model.model, layer),
-        hidden_size=size,
-        dtype="float32",
-        thresholds={1: 0.5},
-        low_thresholds={1: 0.1},
-        calibrated_tokens=100,
-        target_fpr=0.01,
-    )
-    return LinearProbe(weight=torch.randn(size, generator=generator) / size, bias=0.0, card=card)
 
 
 @pytest.fixture(scope="module")
