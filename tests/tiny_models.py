@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 300
@@ -105,6 +106,86 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(["assistant", "user"])
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|pad|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=TEMPLATE
+    )
+
+
+CORPUS = [
+    "It's a tiny corpus: words, numbers 1234567, it'll do. I don't know why they've 3.14 apples!\n\n"
+    "def find(self, query: str) -> list[int]:\n    return [x for x in self.index.get(query, []) if x > 0]\n",
+    "How do I bake bread? Mix flour, water and salt; knead it, let it rise, bake it. The café's naïve menu was read.",
+    "你好，世界。今天天气很好，我们去公园散步吧！ こんにちは世界。 नमस्ते दुनिया 🙂 👨\u200d👩\u200d👧",
+    "The end.\n\n",
+] * 4
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Source: ``pre_tokenizer`` in ``tokenizer.json`` of meta-llama/Llama-3.1-8B-Instruct."""
+TRAINED = ("gpt-2", "llama-3", "nfc", "metaspace", "prefixed", "llama-2", "gemma", "bare", "dropping", "nfkc")
+"""Kinds of tokenizers: what cuts the text and what changes it before, as in the families of that name."""
+
+
+@cache
+def trained_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a kind, trained on a few lines; one object for all tests, which leave it as it is."""
+    special = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
+    if kind == "dropping":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer: Any = trainers.WordPieceTrainer(
+            vocab_size=600, special_tokens=["[UNK]", *special], show_progress=False
+        )
+    elif kind in ("gpt-2", "llama-3", "nfc"):
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        if kind != "gpt-2":
+            whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_LLAMA_3), "isolated"), whole])
+        if kind == "nfc":
+            backend.normalizer = normalizers.NFC()
+        trainer = trainers.BpeTrainer(
+            vocab_size=600,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=special,
+            show_progress=False,
+        )
+    else:
+        backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        alphabet = [chr(code) for code in range(33, 127)]
+        scheme = "always" if kind == "prefixed" else "first" if kind in ("metaspace", "nfkc") else "never"
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Metaspace(prepend_scheme=scheme),
+                # As SentencePiece trains: no piece goes from letters to other characters.
+                pre_tokenizers.Split(Regex(r"▁?\p{L}+|▁?\p{N}|▁?[^▁\p{L}\p{N}\n]+|\n|▁"), "isolated"),
+            ]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=800,
+            special_tokens=["<unk>", *special, *(f"<0x{b:02X}>" for b in range(256))],
+            initial_alphabet=["▁", *alphabet],
+            limit_alphabet=len(alphabet) + 1,
+            show_progress=False,
+        )
+    backend.train_from_iterator(CORPUS, trainer)
+    spaces = normalizers.Replace(" ", "▁")
+    if kind in ("metaspace", "nfkc", "prefixed"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        if kind == "nfkc":
+            backend.normalizer = normalizers.NFKC()
+    elif kind in ("llama-2", "gemma", "bare"):
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous") if kind == "gemma" else None
+        backend.normalizer = {
+            "llama-2": normalizers.Sequence([normalizers.Prepend("▁"), spaces]),
+            "gemma": spaces,
+            "bare": None,
+        }[kind]
+    if kind in ("metaspace", "nfkc", "prefixed", "llama-2", "gemma", "bare"):
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=TEMPLATE
     )
