@@ -57,16 +57,17 @@ def pool_table() -> str:
     """What packing the checks of many streams gives."""
     saved = load("pool")
     lines = [
-        "| streams | new tokens a check | CPU time, one at a time / pool | checks/s, pool / one at a time | p50 / p99 of a "
-        "check in the pool | KV memory a stream |",
+        "| streams | new tokens a check | CPU time, one at a time / pool | checks/s, pool / one at a time "
+        "| p50 / p99 of a check in the pool | KV memory a stream |",
         "|---|---|---|---|---|---|",
     ]
     for row in saved["rows"]:
         low, high = row["cpu_ratio_range"]
         rate, p50, p99 = row["checks_per_s"], row["p50_ms"]["pool"], row["p99_ms"]["pool"]
+        kv = row["kv_mib_per_stream"]
         lines.append(
             f"| {row['streams']} | {row['new_tokens']} | {row['cpu_ratio']:.1f} ({low:.1f} to {high:.1f}) "
-            f"| {rate['pool']:.0f} / {rate['alone']:.0f} | {p50:.0f} / {p99:.0f} ms | {row['kv_mib_per_stream']:.1f} MiB |"
+            f"| {rate['pool']:.0f} / {rate['alone']:.0f} | {p50:.0f} / {p99:.0f} ms | {kv:.1f} MiB |"
         )
     return "\n".join([*lines, "", f"{saved['model']}; {saved['device']}; `{saved['command']}`"])
 
@@ -98,8 +99,8 @@ def soak_table() -> str:
     saved = load("soak")
     return "\n".join(
         [
-            "| streams at once | minutes | streams | broken off | checks | other decisions than alone | not made | stuck "
-            "| resident memory after warm-up / at the end |",
+            "| streams at once | minutes | streams | broken off | checks | other decisions than alone | not made "
+            "| stuck | resident memory after warm-up / at the end |",
             "|---|---|---|---|---|---|---|---|---|",
             f"| {saved['streams_at_once']} | {saved['minutes']:g} | {saved['streams']} | {saved['broken_off']} "
             f"| {saved['checks']} | {saved['different_decisions']} | {saved['unchecked']} | {saved['stuck']} "

@@ -30,7 +30,7 @@ from ada_guard.checking import CheckContext, Checking
 from ada_guard.driver import Lane, adrive, drive, guarded
 from ada_guard.policy import DEFAULT_REPLACEMENT
 from ada_guard.session import StreamSession
-from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedFollowing, ScriptedSource, words
+from ada_guard.testing import UNSAFE, ScriptedFollowing, ScriptedGuard, ScriptedSource, words
 
 USER = [{"role": "user", "content": "Tell me."}]
 SAFE = " ".join(f"word{i}" for i in range(60))

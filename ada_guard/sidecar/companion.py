@@ -20,7 +20,7 @@ from ada_guard.sidecar.protocol import Conversation
 from ada_guard.sidecar.slot import Slot
 from ada_guard.sidecar.stats import PoolStats
 from ada_guard.sidecar.view import View, view_of
-from ada_guard.steps import Steps, Wait
+from ada_guard.steps import Steps, Wait, Work
 from ada_guard.verdict import Verdict
 
 __all__ = ["Companion", "LocalSidecar"]
@@ -87,9 +87,10 @@ class LocalSidecar:
 
     def open(self, conversation: Conversation, *, asks: frozenset[type[Ask]], schedule: Schedule) -> Steps[Companion]:
         """Begins to follow a stream; its prompt is read in the background from now on."""
-        yield from ()
         del schedule  # a sidecar in this process is asked when a check is due
-        return Companion(self, view_of(self.model, conversation), asks)
+        # A long conversation takes milliseconds to encode, which an event loop has not got.
+        view: View = yield Work(lambda: view_of(self.model, conversation), self.model.worker)
+        return Companion(self, view, asks)
 
     def close(self) -> Steps[None]:
         """Stops the pool and frees its memory."""
