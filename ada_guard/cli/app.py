@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ada_guard.cli import demo, describe, run
+from ada_guard.cli import demo, describe, run, serve
 from ada_guard.errors import AdaGuardError, ConfigError
 
 __all__ = ["app"]
@@ -83,7 +83,7 @@ def _usage_line(error: Any) -> str:
         # typer would quote the arguments: they may be a prompt that lacks its quotes or its option.
         message = "unexpected extra argument: a text with spaces needs quotes."
     elif "No such command" in message:
-        message = "no such command; there are demo, run, models and spec."
+        message = "no such command; there are demo, run, serve, models and spec."
     message = message.replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     return f"{message} Help: {context.command_path} --help" if context is not None else message
@@ -137,5 +137,11 @@ app.command(
     "The answer goes to stdout as it is released, a one-line summary to stderr. Exit code 0, also after a cut; 2 for "
     "bad arguments; 1 for a failure, and after a cut with --on-flag raise.",
 )(run.run)
+app.command(
+    "serve",
+    help="Serve a model as the sidecar of many streams.\n\n"
+    "Prints its URL once it takes requests; SIGTERM or Ctrl-C ends it. Clients: HTTPSidecar(URL), or "
+    "ada-guard run --sidecar-url URL. Exit code 2 for bad arguments.",
+)(serve.serve)
 app.command("models")(describe.models)
 app.command("spec")(describe.spec)
