@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from ada_guard.checking import CheckContext, Checker
-from ada_guard.delta import Delta, Usage
+from ada_guard.delta import Delta, Fragment, Usage
 from ada_guard.errors import CheckError, GenerationError
 from ada_guard.events import Check, Done, Event, Halt, Release, Replace
 from ada_guard.session import StreamSession
@@ -19,7 +19,19 @@ from ada_guard.sidecar.protocol import Following
 from ada_guard.steps import Step, Steps, arun, run
 from ada_guard.verdict import Verdict
 
-__all__ = ["Flow", "Lane", "Source", "adrive", "check_due", "drive", "guarded", "settle", "unguarded"]
+__all__ = [
+    "Flow",
+    "Lane",
+    "Source",
+    "adrive",
+    "check_due",
+    "closing",
+    "drive",
+    "follow",
+    "guarded",
+    "settle",
+    "unguarded",
+]
 
 _EVENTS = (Release, Check, Done, Halt, Replace)
 
@@ -69,11 +81,8 @@ class Lane:
             self.exhausted = True
         if self.session.ended:
             return
-        pieces = yield from self.following.push(delta.fragments, delta.token_ids if self.by_ids else ())
-        if delta.finish_reason is not None:
-            pieces = [*pieces, *(yield from self.following.flush())]
-        for piece in pieces:
-            self.session.push(piece)
+        ids = delta.token_ids if self.by_ids else ()
+        yield from follow(self.session, self.following, checker, delta.fragments, ids, delta.finish_reason is not None)
         if delta.finish_reason is not None:
             self.session.end(delta.finish_reason)
         yield from settle(self.session, self.following, checker)
@@ -171,6 +180,31 @@ def unguarded(source: Source) -> Flow:
         )
 
 
+def follow(
+    session: StreamSession,
+    following: Following,
+    checker: Checker,
+    fragments: Sequence[Fragment],
+    token_ids: Sequence[int],
+    final: bool,
+) -> Steps[None]:
+    """Shows the sidecar what the source gave, and hands what it settled to the session.
+
+    Raises:
+        CheckError: The sidecar cannot follow, and the policy lets unchecked text pass: there is none that could.
+    """
+    try:
+        pieces = yield from following.push(fragments, token_ids)
+        if final:
+            pieces = [*pieces, *(yield from following.flush())]
+    except CheckError as error:
+        if not session.lose(str(error), checker=checker.name):
+            raise
+        return
+    for piece in pieces:
+        session.push(piece)
+
+
 def settle(session: StreamSession, following: Following, checker: Checker) -> Steps[None]:
     """Makes the checks that are due."""
     while session.due is not None:
@@ -183,14 +217,14 @@ def check_due(session: StreamSession, following: Following, checker: Checker) ->
     if depth is None:
         raise RuntimeError("no check is due")
     context = CheckContext(depth=depth, generated_tokens=session.generated_tokens, answer=session.answer)
-    started = time.perf_counter()
+    ahead_ms, started = following.ahead_ms(), time.perf_counter()
     try:
         verdict = yield from following.check(checker, context)
     except Exception as error:  # noqa: BLE001  # whatever went wrong, also in a user's checker: the text is unchecked
         reason = str(error) if type(error) is CheckError else type(error).__name__
-        session.fail(reason, checker=checker.name, elapsed_ms=_ms_since(started))
+        session.fail(reason, checker=checker.name, elapsed_ms=ahead_ms + _ms_since(started))
         return None
-    session.resolve(verdict, elapsed_ms=_ms_since(started))
+    session.resolve(verdict, elapsed_ms=ahead_ms + _ms_since(started))
     return verdict
 
 

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 from ada_guard.checking import Checker
 from ada_guard.delta import Fragment
-from ada_guard.driver import settle
+from ada_guard.driver import follow, settle
 from ada_guard.errors import CheckError, ContentFlaggedError
 from ada_guard.events import Event, FinishReason
-from ada_guard.session import Piece, StreamSession
+from ada_guard.session import StreamSession
 from ada_guard.sidecar.protocol import Following
 from ada_guard.steps import Steps, arun, run
 
@@ -84,9 +84,8 @@ class GuardedSession:
         session = self._session
         if self.ended:
             return []
-        pieces = yield from self._pieces(delta, finish_reason)
-        for piece in pieces:
-            session.push(piece)
+        final = finish_reason is not None
+        yield from follow(session, self._following, self._checker, fragments_of(delta), (), final)
         if finish_reason is not None:
             session.end(finish_reason)
         yield from settle(session, self._following, self._checker)
@@ -99,12 +98,6 @@ class GuardedSession:
             if session.error is not None:
                 raise session.error
         return events
-
-    def _pieces(self, delta: Pushed, finish_reason: FinishReason | None) -> Steps[list[Piece]]:
-        pieces = yield from self._following.push(fragments_of(delta))
-        if finish_reason is not None:
-            pieces = [*pieces, *(yield from self._following.flush())]
-        return pieces
 
     def __enter__(self) -> GuardedSession:
         return self

@@ -151,6 +151,19 @@ class StreamSession:
         self._record(at, "unchecked", checker, error, elapsed_ms, None)
         self._unchecked(at, error)
 
+    def lose(self, error: str, *, checker: str) -> bool:
+        """The sidecar cannot follow the stream any more. What is held back counts as unchecked, and the stream is cut.
+
+        Returns:
+            False if the policy does not fail closed: then nothing has happened.
+        """
+        if self._policy.release == "audit" or self._policy.on_error != "halt":
+            return False
+        if self._due is None:
+            self._due = self._taken
+        self.fail(error, checker=checker, elapsed_ms=0.0)
+        return True
+
     def done(self, *, wall_ms: float, usage: Usage | None = None) -> Done:
         """The closing event; only once `ended`."""
         if self._outcome is None:

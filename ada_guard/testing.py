@@ -179,6 +179,10 @@ class ScriptedFollowing:
         self.checked.append(context.depth)
         return judge(checker, context, ScriptedHeader(context.depth, self._harm, self._lookahead).answer)
 
+    def ahead_ms(self) -> float:
+        """Nothing is done ahead."""
+        return 0.0
+
     def close(self) -> Steps[None]:
         """Notes that it was closed."""
         yield from ()

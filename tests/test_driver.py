@@ -13,6 +13,7 @@ import pytest
 from ada_guard import (
     AdaGuardError,
     Check,
+    CheckError,
     ContentFlaggedError,
     Done,
     Event,
@@ -379,3 +380,56 @@ def test_a_session_that_raises_hands_its_events_over_with_the_error(size: int) -
     events += caught.value.events
     assert "".join(e.text for e in events if isinstance(e, Release)) == " ".join(f"word{i}" for i in range(30))
     assert isinstance(events[-1], Done)
+
+
+class Lost(ScriptedFollowing):
+    """Cannot follow from some word on."""
+
+    def push(self, fragments, token_ids=()):  # type: ignore[no-untyped-def]  # signature of the base
+        if len(self.pieces) >= 12:
+            raise CheckError("the sidecar is lost")
+        return (yield from super().push(fragments, token_ids))
+
+
+@both
+def test_a_sidecar_that_cannot_follow_fails_closed_and_is_recorded(how: str) -> None:
+    source = ScriptedSource(SAFE)
+    flow = guarded(source, [Lane(StreamSession(EVERY5), Lost(), by_ids=True)], ProbeChecker(threshold=0.5))
+    if how == "sync":
+        events = list(drive(flow, source.close))
+    else:
+
+        async def collect() -> list[Event]:
+            return [event async for event in adrive(flow, source.close)]
+
+        events = asyncio.run(collect())
+    checks = [e for e in events if isinstance(e, Check)]
+    assert [(c.decision, c.reason) for c in checks] == [
+        ("pass", None),
+        ("pass", None),
+        ("unchecked", "the sidecar is lost"),
+    ]
+    assert "".join(e.text for e in events if isinstance(e, Release)) == " ".join(f"word{i}" for i in range(10))
+    assert source.closed
+    assert isinstance(events[-1], Done)
+    assert events[-1].unchecked_released_tokens == 0
+
+
+def test_a_sidecar_that_cannot_follow_is_an_error_where_unchecked_text_may_pass() -> None:
+    source = ScriptedSource(SAFE)
+    policy = Policy(schedule=Schedule.every(5), on_error="release")
+    flow = guarded(source, [Lane(StreamSession(policy), Lost(), by_ids=True)], ProbeChecker(threshold=0.5))
+    with pytest.raises(CheckError, match="lost"):
+        list(drive(flow, source.close))
+    assert source.closed
+
+
+def test_time_spent_ahead_on_a_check_belongs_to_it() -> None:
+    class Ahead(ScriptedFollowing):
+        def ahead_ms(self) -> float:
+            return 1000.0
+
+    source = ScriptedSource("a b c d e")
+    flow = guarded(source, [Lane(StreamSession(EVERY5), Ahead(), by_ids=True)], ProbeChecker(threshold=0.5))
+    check = next(e for e in drive(flow, source.close) if isinstance(e, Check))
+    assert check.elapsed_ms >= 1000.0

@@ -325,3 +325,22 @@ def test_a_stream_that_outgrows_the_context_is_not_released_unchecked() -> None:
 
 def tiny_llama() -> LocalModel:
     return LocalModel(tiny_models.build("llama"), tiny_models.tokenizer(), name="tiny")
+
+
+@loopback
+@pytest.mark.parametrize("how", ["served", "here"])
+def test_the_next_turn_of_a_conversation_begins_with_what_passed(how: str) -> None:
+    sidecar = LocalSidecar(tiny_llama())
+    checker = ProbeChecker(threshold=1.0)
+    answer = "Mix the flour and the water, knead it well, and let it rest for an hour. "
+    later = [*USER, {"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
+    with served(sidecar) as server:
+        guard = Guard(sidecar=HTTPSidecar(server.url) if how == "served" else sidecar, checker=checker)
+        pushed(guard, [answer], USER)
+        read = sidecar.stats.reused_tokens
+        pushed(guard, ["Bake it for an hour."], later)
+        reused = sidecar.stats.reused_tokens - read
+        if how == "served":
+            guard.close()
+    # The prompt alone is shorter than this: prompt and answer were kept.
+    assert reused > len(sidecar.model.encode(USER).ids) + 20

@@ -144,6 +144,10 @@ class LocalStream:
         verdict: Verdict = yield Work(lambda: self._checked(checker, context), self._local.worker)
         return verdict
 
+    def ahead_ms(self) -> float:
+        """Nothing is done ahead."""
+        return 0.0
+
     def close(self) -> Steps[None]:
         """Ends the generation, frees its cache and forgets its text. May be called twice."""
         yield from ()

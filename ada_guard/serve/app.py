@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -128,8 +128,8 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
         return Response(answer.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     @app.delete("/v1/sessions/{session}", status_code=204, responses={401: _FAULTS[401]}, summary="Forget a session")
-    async def close_session(session: str) -> Response:
-        await service.sessions.close(session)
+    async def close_session(session: str, passed_tokens: Annotated[int, Query(ge=0)] = 0) -> Response:
+        await service.sessions.close(session, passed_tokens=passed_tokens)
         return Response(status_code=204)
 
 

@@ -251,6 +251,9 @@ class _OffloadedFollowing:
     def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
         return self._following.check(checker, context)
 
+    def ahead_ms(self) -> float:
+        return self._following.ahead_ms()
+
     def close(self) -> Steps[None]:
         return self._following.close()
 

@@ -21,6 +21,7 @@ from ada_guard.serve.faults import Refused
 from ada_guard.serve.metrics import Metrics
 from ada_guard.serve.settings import ServeSettings
 from ada_guard.session import Piece
+from ada_guard.sidecar.companion import Companion
 from ada_guard.sidecar.protocol import Conversation, Following, Sidecar
 from ada_guard.sidecar.wire import KINDS, Advance, Advanced, CheckOrder, CheckResult, Open, PieceMessage
 from ada_guard.steps import arun, run, run_on
@@ -152,12 +153,20 @@ class Sessions:
             self._waiting -= 1
             session.last_used = time.monotonic()
 
-    async def close(self, name: str) -> None:
-        """Forgets a session, whether it exists or not."""
+    async def close(self, name: str, *, passed_tokens: int = 0) -> None:
+        """Forgets a session, whether it exists or not.
+
+        Args:
+            name: Its name.
+            passed_tokens: How many assistant tokens its client has seen pass: the next turn of the conversation may
+                begin with those.
+        """
         session = self._sessions.pop(name, None)
         if session is not None:
             async with session.lock:
                 session.answer = None
+                if isinstance(session.following, Companion):
+                    session.following.mark_passed(passed_tokens)
                 await arun(session.following.close())
 
     async def expire(self, forgotten: Callable[[], None]) -> None:

@@ -172,6 +172,14 @@ class Companion:
             raise CheckError("the check timed out") from None
         return replace(verdict, partial_view=True) if self._partial else verdict
 
+    def mark_passed(self, depth: int) -> None:
+        """Says that the text up to a depth has passed, where whoever decides is not here."""
+        self._slot.passed = max(self._slot.passed, self._head_tokens + depth - self._dropped_tokens)
+
+    def ahead_ms(self) -> float:
+        """Nothing is done ahead."""
+        return 0.0
+
     def close(self) -> Steps[None]:
         """Gives the place back and forgets the text. May be called twice."""
         yield from ()

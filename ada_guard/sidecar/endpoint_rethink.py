@@ -259,6 +259,10 @@ class SelfChecked:
                 raise CheckError(_NO_PROBE)
             said, self.cost = yield from self._sidecar.lookahead(ids, ask, cache_salt=self._cache_salt)
 
+    def ahead_ms(self) -> float:
+        """Nothing is done ahead."""
+        return 0.0
+
     def close(self) -> Steps[None]:
         """Forgets the text. May be called twice. A lookahead in progress closes its own response."""
         yield from ()

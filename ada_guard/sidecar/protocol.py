@@ -103,6 +103,10 @@ class Following(Protocol):
         """
         ...
 
+    def ahead_ms(self) -> float:
+        """Wall time in milliseconds that was spent ahead on the check that is now to be made; 0 where none is."""
+        ...
+
     def close(self) -> Steps[None]:
         """Frees the stream's memory. May be called twice."""
         ...

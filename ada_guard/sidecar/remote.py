@@ -7,6 +7,7 @@ becomes of it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,6 +76,8 @@ class RemoteFollowing:
         self._found: dict[tuple[int, ProbeAsk | LookaheadAsk], _Found] = {}
         self._failure: str | None = None
         self._final = False
+        self._passed = 0
+        self._waited_ms = 0.0
         self.prompt_tokens = opened.prompt_tokens
         self.prefill_tokens = opened.prefill_tokens
         self.prefill_text = opened.prefill_text
@@ -102,6 +105,11 @@ class RemoteFollowing:
         self._final = True
         return (yield from self._extend())
 
+    def ahead_ms(self) -> float:
+        """How long the requests took that were made since the last check, and had this one answered."""
+        waited, self._waited_ms = self._waited_ms, 0.0
+        return waited
+
     def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
         """Runs the checker here; its questions are answered by the server, mostly ahead of time.
 
@@ -125,6 +133,8 @@ class RemoteFollowing:
         self._found = {key: found for key, found in self._found.items() if key[0] > context.depth}
         if not isinstance(verdict, Verdict):
             raise CheckError("the checker returned no verdict")
+        if verdict.passed:
+            self._passed = context.depth
         return replace(verdict, partial_view=True) if partial else verdict
 
     def close(self) -> Steps[None]:
@@ -134,7 +144,7 @@ class RemoteFollowing:
         self._conversation = None
         self._transcript.forget()
         self._found.clear()
-        yield from self._calls.delete(f"/v1/sessions/{self._session}")
+        yield from self._calls.delete(f"/v1/sessions/{self._session}?passed_tokens={self._passed}")
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -144,12 +154,15 @@ class RemoteFollowing:
         orders = [self._order(self.prefill_tokens + depth) for depth in transcript.due_next()]
         if self._final:
             orders.append(self._order(None))
+        started = time.perf_counter()
         try:
             return (yield from self._advance(transcript.end, orders))
         except GenerationError:  # the source's fault, not the server's
             raise
         except AdaGuardError as error:
             self._failure = str(error)
+        finally:
+            self._waited_ms += (time.perf_counter() - started) * 1000.0
         # Not raised: what has come and will come must still be judged, and by the policy.
         return transcript.stand_ins()
 
