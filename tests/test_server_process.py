@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -330,17 +330,17 @@ def tiny_llama() -> LocalModel:
 @loopback
 @pytest.mark.parametrize("how", ["served", "here"])
 def test_the_next_turn_of_a_conversation_begins_with_what_passed(how: str) -> None:
-    sidecar = LocalSidecar(tiny_llama())
-    checker = ProbeChecker(threshold=1.0)
+    sidecar = LocalSidecar(probed(tiny_llama()))
     answer = "Mix the flour and the water, knead it well, and let it rest for an hour. "
     later = [*USER, {"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
-    with served(sidecar) as server:
-        guard = Guard(sidecar=HTTPSidecar(server.url) if how == "served" else sidecar, checker=checker)
-        pushed(guard, [answer], USER)
-        read = sidecar.stats.reused_tokens
-        pushed(guard, ["Bake it for an hour."], later)
-        reused = sidecar.stats.reused_tokens - read
+    with served(sidecar) as server, ExitStack() as opened:
+        guard = Guard(
+            sidecar=HTTPSidecar(server.url) if how == "served" else sidecar, checker=ProbeChecker(threshold=1.0)
+        )
         if how == "served":
-            guard.close()
+            opened.callback(guard.close)
+        pushed(guard, [answer], USER)
+        pushed(guard, ["Bake it for an hour."], later)
+        reused = sidecar.stats.reused_tokens
     # The prompt alone is shorter than this: prompt and answer were kept.
     assert reused > len(sidecar.model.encode(USER).ids) + 20
