@@ -274,6 +274,33 @@ def test_a_pass_that_is_too_much_for_the_accelerator_is_split() -> None:
     assert str(error.value) == "OutOfMemoryError"
 
 
+@pytest.mark.parametrize("family", ["llama", "granitemoehybrid"])
+def test_a_check_behind_a_pass_that_failed_half_way_is_exact(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rng = model_of(family), random.Random(6)
+    with pool_of(model) as pool:
+        slot = pool.open(ids_of(rng, 30), frozenset({AskProbe, AskLookahead}))
+        check(pool, slot)
+        net, calls = model.model, 0
+        forward = net.forward
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            found = forward(*args, **kwargs)
+            if calls == 1:
+                raise torch.OutOfMemoryError("secret text")  # its keys and values have been written
+            return found
+
+        slot.ids += ids_of(rng, 5)
+        monkeypatch.setattr(net, "forward", failing)
+        with pytest.raises(CheckError) as error:
+            check(pool, slot)
+        monkeypatch.undo()
+        assert str(error.value) == "OutOfMemoryError"
+        slot.ids += ids_of(rng, 5)
+        assert check(pool, slot).harm_probability == pytest.approx(fresh_score(model, slot.ids), abs=1e-4)
+
+
 def test_sessions_and_queue_are_bounded_with_a_clear_error() -> None:
     model = model_of("llama")
     with pool_of(model, max_sessions=3, max_waiting=2) as pool:

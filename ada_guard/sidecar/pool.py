@@ -63,8 +63,10 @@ class Pool:
             ("max_sessions", max_sessions),
             ("max_waiting", max_waiting),
             ("chunk_tokens", chunk_tokens),
+            ("batch_tokens", batch_tokens),
+            ("kv_bytes", kv_bytes),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} must be >= 1")
         if window_ms < 0:
             raise ConfigError("window_ms must be >= 0")
@@ -202,7 +204,7 @@ class Pool:
             while self._gather():
                 batch = self._batch(self._tenancy)
                 if batch:
-                    self._feed(batch, self._tenancy.memory)
+                    self._feed(batch, self._tenancy)
         except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it, whatever it was
             self._fail_all(f"the sidecar has failed: {type(error).__name__}")
 
@@ -261,15 +263,16 @@ class Pool:
             self._finish(ready[0], error=CheckError("the sidecar's KV memory is too small for this stream"))
         return batch
 
-    def _feed(self, batch: list[Job], memory: Memory) -> None:
+    def _feed(self, batch: list[Job], tenancy: Tenancy) -> None:
         wanted = [(job.slot.place, job.wanted) for job in batch if job.wanted is not None]
         try:
-            results = memory.feed(wanted, full=batch[0].slot.full)
+            results = tenancy.memory.feed(wanted, full=batch[0].slot.full)
         except Exception as error:  # noqa: BLE001  # the one boundary to torch
             if len(batch) > 1:  # one of them, or all together, was too much: each for itself
                 for job in batch:
-                    self._feed([job], memory)
+                    self._feed([job], tenancy)
                 return
+            tenancy.forget(batch[0].slot)
             self._finish(batch[0], error=CheckError(type(error).__name__))
             return
         self._passes += 1

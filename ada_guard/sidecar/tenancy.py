@@ -54,13 +54,13 @@ class Tenancy:
         lost: list[Slot] = []
         while not self.memory.reserve(slot, tokens):
             if self.retained:
-                self._evict(self.retained.pop(0))
+                self.forget(self.retained.pop(0))
                 continue
             idle = [one for one in live if one.place is not None and one not in busy and one is not slot]
             if not idle:
                 return None
             victim = min(idle, key=lambda one: one.last_used)
-            self._evict(victim)
+            self.forget(victim)
             self.evicted += 1
             lost.append(victim)
         return lost
@@ -73,11 +73,11 @@ class Tenancy:
         if slot.place is None:
             return
         if keep < _WORTH_REUSING_TOKENS or not self._max_retained or not self.memory.cut(slot, keep):
-            self._evict(slot)
+            self.forget(slot)
             return
         self.retained.append(slot)
         if len(self.retained) > self._max_retained:
-            self._evict(self.retained.pop(0))
+            self.forget(self.retained.pop(0))
 
     def reuse(self, slot: Slot, live: Collection[Slot]) -> None:
         """Begins with what another conversation that begins alike has read: takes it over, or copies it."""
@@ -100,7 +100,8 @@ class Tenancy:
         slot.tokens.read = shared
         self.reused_tokens += shared
 
-    def _evict(self, slot: Slot) -> None:
+    def forget(self, slot: Slot) -> None:
+        """Takes a slot's place back. Its text is read again when it is due; also after a pass that failed half-way."""
         self.memory.release(slot)
         slot.tokens.read = 0
 
