@@ -139,7 +139,10 @@ class Guard:
         await arun(self._connect())
 
     def close(self) -> None:
-        """Frees what the guard has opened: sidecar and connections. Streams that still run fail."""
+        """Closes sidecar and endpoint, also those it was given: close a guard whose sidecar others use with the last.
+
+        Streams that still run fail.
+        """
         run(self._close())
 
     async def aclose(self) -> None:
@@ -457,16 +460,22 @@ def _named(check: CheckName | Checker | None) -> Checker | None:
 
 
 def _choices(generation: Mapping[str, Any]) -> int:
-    n = generation.get("n")
+    n = _asked(generation, "n")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise ConfigError("n must be a whole number >= 1")
     return n or 1
 
 
 def _cache_salt(generation: Mapping[str, Any]) -> str | None:
-    """As the endpoint is told it: among the fields of the request, or among its further ones."""
-    salt = generation.get("cache_salt") or (generation.get("extra_body") or {}).get("cache_salt")
+    salt = _asked(generation, "cache_salt")
     return salt if isinstance(salt, str) else None
+
+
+def _asked(generation: Mapping[str, Any], name: str) -> Any:
+    """A field of the request, as an endpoint is told it: directly, or among the further ones, which win."""
+    extra = generation.get("extra_body")
+    value = extra.get(name) if isinstance(extra, Mapping) else None
+    return generation.get(name) if value is None else value
 
 
 def _single(settings: dict[str, Any]) -> dict[str, Any]:

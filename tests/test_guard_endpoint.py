@@ -149,6 +149,14 @@ def test_a_cut_mutes_its_choice_and_the_others_go_on(how: str) -> None:
     assert UNSAFE not in str([e.to_dict() for e in events])
 
 
+def test_choices_asked_for_among_the_further_fields_count() -> None:
+    items = [Chunk(delta={"content": "a "}), Chunk(delta={"content": "b "}, choice=1)]
+    with guarded(Reply(items=items)) as (guard, _):
+        events = events_of(guard, "sync", extra_body={"n": 2})
+        guard.close()
+    assert (text(events, 0), text(events, 1)) == ("a ", "b ")
+
+
 def test_all_choices_cut_close_the_response() -> None:
     items = [Chunk(delta={"content": f"{UNSAFE} "}, choice=i % 2) for i in range(4000)]
     with guarded(Reply(items=items)) as (guard, asked):
