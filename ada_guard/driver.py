@@ -14,10 +14,11 @@ from ada_guard.checking import CheckContext, Checker
 from ada_guard.delta import Delta, Fragment, Usage
 from ada_guard.errors import CheckError, GenerationError
 from ada_guard.events import Check, Done, Event, Halt, Release, Replace
+from ada_guard.policy import Policy
 from ada_guard.session import StreamSession
 from ada_guard.sidecar.protocol import Following
 from ada_guard.steps import Step, Steps, arun, run
-from ada_guard.verdict import Verdict
+from ada_guard.verdict import Decision, Verdict
 
 __all__ = [
     "Flow",
@@ -27,6 +28,7 @@ __all__ = [
     "check_due",
     "closing",
     "drive",
+    "finished",
     "follow",
     "guarded",
     "settle",
@@ -225,6 +227,33 @@ def check_due(session: StreamSession, following: Following, checker: Checker) ->
         session.fail(reason, checker=checker.name, elapsed_ms=ahead_ms + _ms_since(started))
         return None
     session.resolve(verdict, elapsed_ms=ahead_ms + _ms_since(started))
+    return verdict
+
+
+def finished(following: Following, checker: Checker, policy: Policy, fragments: Sequence[Fragment]) -> Steps[Verdict]:
+    """Judges an answer that is complete, at every depth of the schedule and at its end.
+
+    Returns:
+        The verdict that decided: the flag, or the pass at the end.
+
+    Raises:
+        CheckError: A check could not be made, or the checker abstained.
+    """
+    pieces = [*(yield from following.push(fragments)), *(yield from following.flush())]
+    # Without anything to check at the end, the prompt is checked.
+    policy = Policy(schedule=policy.schedule, consecutive=policy.consecutive, check_prompt=not pieces)
+    session = StreamSession(policy, prefill_tokens=following.prefill_tokens, prefill_text=following.prefill_text)
+    for piece in pieces:
+        session.push(piece)
+    session.end("stop")
+    verdict: Verdict | None = None
+    while session.due is not None:
+        verdict = yield from check_due(session, following, checker)
+        if verdict is None or verdict.decision is Decision.ABSTAIN:
+            last = [event for event in session.drain() if isinstance(event, Check)][-1]
+            raise CheckError(f"check at depth {last.depth} could not be made: {last.reason}")
+    if verdict is None:
+        raise CheckError("no check was made")
     return verdict
 
 

@@ -7,22 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
+from ada_guard.assembly import (
+    CheckName,
+    choices_asked,
+    is_local,
+    load_model,
+    named_checker,
+    salt_asked,
+    sidecar_for,
+    single_choice,
+)
+from ada_guard.checkers import ProbeChecker, RethinkChecker
 from ada_guard.checking import Calibration, Checker
 from ada_guard.completion import Completion
-from ada_guard.driver import Flow, Lane, Source, adrive, check_due, closing, drive, guarded, unguarded
-from ada_guard.errors import CheckError, ConfigError
-from ada_guard.events import Check, Event
+from ada_guard.driver import Flow, Lane, Source, adrive, closing, drive, finished, guarded, unguarded
+from ada_guard.errors import ConfigError
+from ada_guard.events import Event
 from ada_guard.guarded_session import GuardedSession, Pushed, fragments_of
 from ada_guard.policy import Policy
 from ada_guard.session import StreamSession
 from ada_guard.sidecar.protocol import Conversation, Following, Sidecar
 from ada_guard.steps import Steps, arun, run
-from ada_guard.verdict import Decision, Verdict
+from ada_guard.verdict import Verdict
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from ada_guard.local import LocalModel, StateProbe
     from ada_guard.sources import Endpoint
 
@@ -31,14 +39,7 @@ __all__ = ["Guard", "Messages"]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Tools: TypeAlias = Sequence[Any] | None
 TemplateKwargs: TypeAlias = Mapping[str, Any] | None
-CheckName: TypeAlias = Literal["probe", "rethink", "cascade"]
 CheckPass: TypeAlias = Literal["fused", "separate"]
-
-_CHECKERS: Mapping[str, type[ProbeChecker | RethinkChecker | CascadeChecker]] = {
-    "probe": ProbeChecker,
-    "rethink": RethinkChecker,
-    "cascade": CascadeChecker,
-}
 
 
 class Guard:
@@ -75,7 +76,7 @@ class Guard:
             raise ConfigError("check_pass must be fused or separate")
         self.endpoint: Endpoint | None = None
         self._local: LocalModel | None = None
-        if _is_local(model):
+        if is_local(model):
             self._local = model
         else:
             self.endpoint = model
@@ -107,7 +108,7 @@ class Guard:
         """What judges text that this guard's own local model is not writing at the moment."""
         judge = self._local if self._sidecar is None else self._sidecar
         assert judge is not None
-        if _is_local(judge):
+        if is_local(judge):
             from ada_guard.sidecar.companion import LocalSidecar
 
             judge = LocalSidecar(judge)
@@ -175,16 +176,8 @@ class Guard:
             ConfigError: The model or the probe cannot be had, or they do not belong together.
             MissingExtraError: torch or transformers is not installed.
         """
-        from ada_guard.local import LocalModel
-        from ada_guard.probe import LinearProbe
-        from ada_guard.reference import PROBE_FILE
-
-        checker = _named(check)
-        if probe is None and str(model) == "reference":
-            probe = PROBE_FILE
-        loaded = LinearProbe.load(probe) if isinstance(probe, (str, Path)) else probe
-        local = LocalModel.from_pretrained(model, probe=loaded, **model_kwargs)
-        return cls(local, checker=checker, policy=policy, check_pass=check_pass)
+        checker = named_checker(check)
+        return cls(load_model(model, probe, **model_kwargs), checker=checker, policy=policy, check_pass=check_pass)
 
     @classmethod
     def for_endpoint(
@@ -218,19 +211,10 @@ class Guard:
         """
         from ada_guard.sources import Endpoint
 
+        checker = named_checker(check)
         endpoint = Endpoint(base_url=base_url, model=model, **settings)
-        if sidecar == "self":
-            from ada_guard.sidecar.endpoint_rethink import EndpointRethink
-
-            if tokenizer is None:
-                raise ConfigError('sidecar="self" needs tokenizer=, the id or folder of the endpoint\'s tokenizer')
-            sidecar = EndpointRethink(endpoint, tokenizer)
-        if isinstance(sidecar, str) and sidecar.startswith(("http://", "https://")):
-            from ada_guard.sidecar.client import HTTPSidecar
-
-            sidecar = HTTPSidecar(sidecar)
-        judge = cls.from_pretrained(sidecar, probe=probe).model if isinstance(sidecar, (str, Path)) else sidecar
-        return cls(endpoint, sidecar=judge, checker=_named(check), policy=policy)
+        judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe)
+        return cls(endpoint, sidecar=judge, checker=checker, policy=policy)
 
     # -- streams of the guard's own source ------------------------------------------------------------------------
 
@@ -287,11 +271,11 @@ class Guard:
 
     def complete(self, messages: Messages | str, **settings: Any) -> Completion:
         """Generates a whole answer; `settings` are those of `stream`."""
-        return Completion.of(list(self.stream(messages, **_single(settings))))
+        return Completion.of(list(self.stream(messages, **single_choice(settings))))
 
     async def acomplete(self, messages: Messages | str, **settings: Any) -> Completion:
         """As `complete`, for async code."""
-        return Completion.of([event async for event in self.astream(messages, **_single(settings))])
+        return Completion.of([event async for event in self.astream(messages, **single_choice(settings))])
 
     # -- text that something else wrote ---------------------------------------------------------------------------
 
@@ -347,7 +331,7 @@ class Guard:
 
     def _close(self) -> Steps[None]:
         parts: list[Callable[[], Steps[None]]] = []
-        if self._sidecar is not None and not _is_local(self._sidecar):
+        if self._sidecar is not None and not is_local(self._sidecar):
             parts.append(self._sidecar.close)
         if self.endpoint is not None:
             parts.append(self.endpoint.close)
@@ -357,7 +341,7 @@ class Guard:
         self, messages: Messages | str, tools: Tools, template_kwargs: TemplateKwargs, generation: Mapping[str, Any]
     ) -> tuple[Flow, Callable[[], Steps[None]]]:
         """The flow of a stream, and what closes all that it opens."""
-        conversation = replace(Conversation.of(messages, tools, template_kwargs), cache_salt=_cache_salt(generation))
+        conversation = replace(Conversation.of(messages, tools, template_kwargs), cache_salt=salt_asked(generation))
         if self._judges_itself:
             source, session = self._open(conversation, generation)
             return guarded(source, [Lane(session, source, by_ids=True)], self.checker), source.close
@@ -370,7 +354,7 @@ class Guard:
             asked = self._source(conversation, {"return_token_ids": True, **generation}) if by_ids else source
             opened.append(asked.close)
             lanes = []
-            for choice in range(_choices(generation)):
+            for choice in range(choices_asked(generation)):
                 following = yield from self._follow(conversation, checker)
                 opened.append(following.close)
                 lanes.append(Lane(self._state(following, choice), following, by_ids=by_ids))
@@ -428,62 +412,6 @@ class Guard:
         checker = yield from self._connect()
         following = yield from self._follow(conversation, checker)
         try:
-            pieces = [*(yield from following.push(fragments_of(response))), *(yield from following.flush())]
-            policy = Policy(schedule=self.policy.schedule, consecutive=self.policy.consecutive, check_prompt=not pieces)
-            session = StreamSession(
-                policy, prefill_tokens=following.prefill_tokens, prefill_text=following.prefill_text
-            )
-            for piece in pieces:
-                session.push(piece)
-            session.end("stop")
-            verdict: Verdict | None = None
-            while session.due is not None:
-                verdict = yield from check_due(session, following, checker)
-                if verdict is None or verdict.decision is Decision.ABSTAIN:
-                    raise CheckError(_last_failure(session.drain()))
-            if verdict is None:
-                raise CheckError("no check was made")
-            return verdict
+            return (yield from finished(following, checker, self.policy, fragments_of(response)))
         finally:
             yield from following.close()
-
-
-def _is_local(thing: object) -> TypeIs[LocalModel]:
-    """Whether it is a local model. Told by what it has: importing its class would import torch."""
-    return hasattr(thing, "tokenizer") and hasattr(thing, "encode") and not hasattr(thing, "connect")
-
-
-def _named(check: CheckName | Checker | None) -> Checker | None:
-    if isinstance(check, str) and check not in _CHECKERS:
-        raise ConfigError(f"check must be one of {', '.join(_CHECKERS)}")
-    return _CHECKERS[check]() if isinstance(check, str) else check
-
-
-def _choices(generation: Mapping[str, Any]) -> int:
-    n = _asked(generation, "n")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-        raise ConfigError("n must be a whole number >= 1")
-    return n or 1
-
-
-def _cache_salt(generation: Mapping[str, Any]) -> str | None:
-    salt = _asked(generation, "cache_salt")
-    return salt if isinstance(salt, str) else None
-
-
-def _asked(generation: Mapping[str, Any], name: str) -> Any:
-    """A field of the request, as an endpoint is told it: directly, or among the further ones, which win."""
-    extra = generation.get("extra_body")
-    value = extra.get(name) if isinstance(extra, Mapping) else None
-    return generation.get(name) if value is None else value
-
-
-def _single(settings: dict[str, Any]) -> dict[str, Any]:
-    if _choices(settings) > 1:
-        raise ConfigError("n > 1: use stream, whose events say which choice they belong to")
-    return settings
-
-
-def _last_failure(events: list[Event]) -> str:
-    checks = [event for event in events if isinstance(event, Check)]
-    return f"check at depth {checks[-1].depth} could not be made: {checks[-1].reason}"

@@ -25,7 +25,7 @@ FLOORS = [
     {"checkers"},
     {"local", "reference"},
     {"sources", "sidecar", "probe"},
-    {"driver", "completion"},
+    {"driver", "completion", "assembly"},
     {"guarded_session"},
     {"guard"},
     {"evals", "serve", "testing", "testing_endpoint", "__init__"},
