@@ -2,7 +2,7 @@
 
 from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
 from ada_guard.completion import Completion
-from ada_guard.delta import Fragment, ToolCall, Usage
+from ada_guard.delta import Delta, Fragment, ToolCall, Usage
 from ada_guard.errors import (
     AdaGuardError,
     CheckError,
@@ -26,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ContentFlaggedError",
     "Decision",
+    "Delta",
     "Done",
     "Event",
     "Fragment",

@@ -80,6 +80,11 @@ def sidecar_for(
     Raises:
         ConfigError: It cannot be had.
     """
+    if tokenizer is not None and sidecar != "self":
+        raise ConfigError('tokenizer= belongs to sidecar="self"')
+    named = isinstance(sidecar, (str, Path)) and sidecar != "self" and "://" not in str(sidecar)
+    if probe is not None and not named:
+        raise ConfigError("probe= belongs to a sidecar that is loaded here, by id or folder")
     if not isinstance(sidecar, (str, Path)):
         return sidecar
     if str(sidecar).startswith(("http://", "https://")):
@@ -127,5 +132,7 @@ def salt_asked(generation: Mapping[str, Any]) -> str | None:
 def _asked(generation: Mapping[str, Any], name: str) -> Any:
     """A field of the request, as an endpoint is told it: directly, or among the further ones, which win."""
     extra = generation.get("extra_body")
+    if extra is not None and not isinstance(extra, Mapping):
+        raise ConfigError("extra_body is a mapping of further fields of the request")
     value = extra.get(name) if isinstance(extra, Mapping) else None
     return generation.get(name) if value is None else value

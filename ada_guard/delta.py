@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from ada_guard.errors import ConfigError
+
+CHANNELS = ("text", "reasoning", "refusal", "tool_call")
+
 __all__ = ["Channel", "Delta", "Fragment", "ToolCall", "Usage"]
 
 Channel: TypeAlias = Literal["text", "reasoning", "refusal", "tool_call"]
@@ -39,6 +43,10 @@ class Fragment:
     text: str = field(repr=False)
     channel: Channel = "text"
     call: ToolCall | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel not in CHANNELS or not isinstance(self.text, str):
+            raise ConfigError(f"a fragment has text, and one of the channels {', '.join(CHANNELS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,6 +32,7 @@ from ada_guard.steps import Steps, arun, run
 from ada_guard.verdict import Verdict
 
 if TYPE_CHECKING:
+    from ada_guard.delta import Delta
     from ada_guard.local import LocalModel, StateProbe
     from ada_guard.sources import Endpoint
 
@@ -74,6 +76,9 @@ class Guard:
     ) -> None:
         if check_pass not in ("fused", "separate"):
             raise ConfigError("check_pass must be fused or separate")
+        if isinstance(model, (str, Path)) or isinstance(sidecar, (str, Path)):
+            raise ConfigError("Guard takes what is loaded: use Guard.from_pretrained or Guard.for_endpoint for names")
+        self._lock = threading.Lock()
         self.endpoint: Endpoint | None = None
         self._local: LocalModel | None = None
         if is_local(model):
@@ -106,14 +111,15 @@ class Guard:
     @property
     def sidecar(self) -> Sidecar:
         """What judges text that this guard's own local model is not writing at the moment."""
-        judge = self._local if self._sidecar is None else self._sidecar
-        assert judge is not None
-        if is_local(judge):
-            from ada_guard.sidecar.companion import LocalSidecar
+        with self._lock:
+            judge = self._local if self._sidecar is None else self._sidecar
+            assert judge is not None
+            if is_local(judge):
+                from ada_guard.sidecar.companion import LocalSidecar
 
-            judge = LocalSidecar(judge)
-        self._sidecar = judge
-        return judge
+                judge = LocalSidecar(judge)
+            self._sidecar = judge
+            return judge
 
     @property
     def checker(self) -> Checker:
@@ -190,6 +196,7 @@ class Guard:
         probe: str | Path | StateProbe | None = None,
         check: CheckName | Checker | None = None,
         policy: Policy | None = None,
+        shared_tokenizer: bool | None = None,
         **settings: Any,
     ) -> Guard:
         """A guard on an OpenAI-compatible endpoint.
@@ -204,6 +211,7 @@ class Guard:
             probe: As in `from_pretrained`, for a sidecar that is loaded here.
             check: As in `from_pretrained`.
             policy: When to check and what to do then.
+            shared_tokenizer: As in the constructor.
             settings: Further settings of `ada_guard.sources.Endpoint`.
 
         Raises:
@@ -214,7 +222,7 @@ class Guard:
         checker = named_checker(check)
         endpoint = Endpoint(base_url=base_url, model=model, **settings)
         judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe)
-        return cls(endpoint, sidecar=judge, checker=checker, policy=policy)
+        return cls(endpoint, sidecar=judge, checker=checker, policy=policy, shared_tokenizer=shared_tokenizer)
 
     # -- streams of the guard's own source ------------------------------------------------------------------------
 
@@ -254,7 +262,11 @@ class Guard:
         template_kwargs: TemplateKwargs = None,
         **generation: Any,
     ) -> AsyncGenerator[Event, None]:
-        """As `stream`, for async code; a local model runs on a worker thread of its own."""
+        """As `stream`, for async code; a local model runs on a worker thread of its own.
+
+        Leave it early inside ``async with contextlib.aclosing(...)``: without that, Python closes what is left of an
+        async generator some time later, or never if its event loop ends first.
+        """
         return adrive(*self._flow(messages, tools, template_kwargs, generation))
 
     def unguarded(
@@ -298,6 +310,36 @@ class Guard:
     ) -> GuardedSession:
         """As `session`, for async code."""
         return await arun(self._session(Conversation.of(messages, tools, template_kwargs)))
+
+    def stream_from(
+        self,
+        items: Iterable[str | Delta],
+        messages: Messages | str,
+        *,
+        tools: Tools = None,
+        template_kwargs: TemplateKwargs = None,
+    ) -> Generator[Event, None, None]:
+        """Guards what an iterable gives: another library's stream, or anything else that yields text.
+
+        Args:
+            items: Texts, or deltas with reasoning and tool calls. Read no further than it is checked; closed after a
+                cut if it is a generator.
+            messages: What it answers.
+            tools: Tool definitions.
+            template_kwargs: Variables of the sidecar's chat template.
+        """
+        return drive(*self._from(items, Conversation.of(messages, tools, template_kwargs)))
+
+    def astream_from(
+        self,
+        items: Iterable[str | Delta] | AsyncIterable[str | Delta],
+        messages: Messages | str,
+        *,
+        tools: Tools = None,
+        template_kwargs: TemplateKwargs = None,
+    ) -> AsyncGenerator[Event, None]:
+        """As `stream_from`, for async code and async iterables."""
+        return adrive(*self._from(items, Conversation.of(messages, tools, template_kwargs)))
 
     def check(
         self, messages: Messages | str, response: Pushed, *, tools: Tools = None, template_kwargs: TemplateKwargs = None
@@ -345,16 +387,41 @@ class Guard:
         if self._judges_itself:
             source, session = self._open(conversation, generation)
             return guarded(source, [Lane(session, source, by_ids=True)], self.checker), source.close
-        source = self._source(conversation, generation)
-        opened: list[Callable[[], Steps[None]]] = [source.close]
+        plain = self._source(conversation, generation)
+
+        def connected() -> Source:
+            by_ids = self.endpoint is not None and self._by_ids()
+            return self._source(conversation, {"return_token_ids": True, **generation}) if by_ids else plain
+
+        return self._followed(conversation, plain, connected, choices_asked(generation))
+
+    def _from(
+        self, items: Iterable[str | Delta] | AsyncIterable[str | Delta], conversation: Conversation
+    ) -> tuple[Flow, Callable[[], Steps[None]]]:
+        from ada_guard.sources import IterableSource
+
+        source = IterableSource(items)
+        return self._followed(conversation, source, lambda: source, 1)
+
+    def _followed(
+        self, conversation: Conversation, plain: Source, source: Callable[[], Source], choices: int
+    ) -> tuple[Flow, Callable[[], Steps[None]]]:
+        """The flow of a source that the sidecar does not write itself.
+
+        Args:
+            conversation: What it answers.
+            plain: The source, as far as it can be made without the sidecar.
+            source: Gives the source once the sidecar is connected.
+            choices: How many answers it gives.
+        """
+        opened: list[Callable[[], Steps[None]]] = [plain.close]
 
         def flow() -> Flow:
             checker = yield from self._connect()
-            by_ids = self._by_ids()
-            asked = self._source(conversation, {"return_token_ids": True, **generation}) if by_ids else source
+            asked, by_ids = source(), self._by_ids()
             opened.append(asked.close)
             lanes = []
-            for choice in range(choices_asked(generation)):
+            for choice in range(choices):
                 following = yield from self._follow(conversation, checker)
                 opened.append(following.close)
                 lanes.append(Lane(self._state(following, choice), following, by_ids=by_ids))
@@ -364,14 +431,15 @@ class Guard:
 
     def _by_ids(self) -> bool:
         """Whether the source's token ids define depth."""
-        if self.endpoint is None:
-            return False
         return self.sidecar.reads_source_ids if self._shared_tokenizer is None else self._shared_tokenizer
 
     def _source(self, conversation: Conversation, generation: Mapping[str, Any]) -> Source:
         if self.endpoint is None:
             source: Source = self._open(conversation, generation)[0]
             return source
+        if conversation.template_kwargs:
+            # The name under which vLLM, SGLang, llama-server and transformers serve take them.
+            generation = {"chat_template_kwargs": dict(conversation.template_kwargs), **generation}
         return self.endpoint.open(
             conversation.messages or None, prompt=conversation.raw_prompt, tools=conversation.tools, **generation
         )

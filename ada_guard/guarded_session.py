@@ -10,7 +10,7 @@ from typing import TypeAlias
 from ada_guard.checking import Checker
 from ada_guard.delta import Fragment
 from ada_guard.driver import follow, settle
-from ada_guard.errors import CheckError, ContentFlaggedError
+from ada_guard.errors import CheckError, ConfigError, ContentFlaggedError
 from ada_guard.events import Event, FinishReason
 from ada_guard.session import StreamSession
 from ada_guard.sidecar.protocol import Following
@@ -23,10 +23,17 @@ Pushed: TypeAlias = str | Fragment | Sequence[Fragment]
 
 
 def fragments_of(pushed: Pushed) -> tuple[Fragment, ...]:
-    """What was pushed, as fragments."""
+    """What was pushed, as fragments.
+
+    Raises:
+        ConfigError: It is neither text nor fragments.
+    """
     if isinstance(pushed, str):
         return (Fragment(text=pushed),) if pushed else ()
-    return (pushed,) if isinstance(pushed, Fragment) else tuple(pushed)
+    fragments = (pushed,) if isinstance(pushed, Fragment) else pushed
+    if not isinstance(fragments, Sequence) or not all(isinstance(each, Fragment) for each in fragments):
+        raise ConfigError("a stream is text, a Fragment or a list of Fragments")
+    return tuple(fragments)
 
 
 class GuardedSession:
@@ -84,8 +91,13 @@ class GuardedSession:
         session = self._session
         if self.ended:
             return []
-        final = finish_reason is not None
-        yield from follow(session, self._following, self._checker, fragments_of(delta), (), final)
+        fragments, final = fragments_of(delta), finish_reason is not None
+        try:
+            yield from follow(session, self._following, self._checker, fragments, (), final)
+        except BaseException:
+            # What was pushed is lost to the sidecar: nothing that comes later could be judged with it.
+            yield from self._drop()
+            raise
         if finish_reason is not None:
             session.end(finish_reason)
         yield from settle(session, self._following, self._checker)

@@ -7,9 +7,9 @@ would show in earnest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ada_guard.checkers import ProbeChecker
@@ -19,7 +19,9 @@ from ada_guard.events import FinishReason
 from ada_guard.guard import Guard, Messages
 from ada_guard.policy import Policy, Schedule
 from ada_guard.session import Piece, StreamSession
+from ada_guard.sidecar.channels import Move, Order
 from ada_guard.sidecar.protocol import Conversation
+from ada_guard.sidecar.rendered import whole_call
 from ada_guard.steps import Steps, Work
 from ada_guard.testing_endpoint import Chunk, Cut, Pause, Repeat, Reply, ScriptedEndpoint
 from ada_guard.verdict import Verdict
@@ -132,7 +134,8 @@ class ScriptedHeader:
 class ScriptedFollowing:
     """A stream's place in a sidecar whose answers are functions of the depth. One that raises is a check that fails.
 
-    A delta with an id is a token; text without ids settles a word when the next one begins.
+    A delta with an id is a token; text without ids settles a word when the next one begins. Reasoning settles as it
+    comes, a tool call when it is complete.
 
     Args:
         harm: Depth -> harm probability in [0, 1].
@@ -151,6 +154,7 @@ class ScriptedFollowing:
         self._harm = harm
         self._lookahead = lookahead
         self._tail = ""
+        self._order = Order()
         self.pieces = words(prefill)
         self.prefill_tokens = len(self.pieces)
         self.prefill_text = prefill
@@ -158,20 +162,18 @@ class ScriptedFollowing:
         self.closed = False
 
     def push(self, fragments: Sequence[Fragment], token_ids: Sequence[int] = ()) -> Steps[list[Piece]]:
-        """Settles words."""
+        """Settles words, whole fragments of reasoning and whole tool calls."""
         yield from ()
-        text = "".join(fragment.text for fragment in fragments)
-        if token_ids:
-            return self._take([Piece(text=text, token_id=token_ids[0])])
-        self._tail += text
-        *settled, self._tail = re.findall(r"\s*\S+|\s+$", self._tail) or [""]
-        return self._take(self._numbered(settled))
+        moves = [move for fragment in fragments for move in self._order.push(fragment)]
+        if not token_ids:
+            return self._settled(moves)
+        text = "".join(move.text for move in moves if move.part.channel == "text")
+        return self._take([Piece(text=text, others=tuple(_others(moves)), token_id=token_ids[0])])
 
     def flush(self) -> Steps[list[Piece]]:
-        """The last word."""
+        """What is left."""
         yield from ()
-        tail, self._tail = self._tail, ""
-        return self._take(self._numbered([tail] if tail else []))
+        return [*self._settled(list(self._order.flush())), *self._last_word()]
 
     def check(self, checker: Checker, context: CheckContext) -> Steps[Verdict]:
         """Notes the depth."""
@@ -188,12 +190,47 @@ class ScriptedFollowing:
         yield from ()
         self.closed = True
 
-    def _numbered(self, texts: Sequence[str]) -> list[Piece]:
-        return [Piece(text=text, token_id=len(self.pieces) + i) for i, text in enumerate(texts)]
+    def _settled(self, moves: Sequence[Move]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for move in moves:
+            if move.part.channel == "text":
+                self._tail += move.text
+                *words_, self._tail = re.findall(r"\s*\S+|\s+$", self._tail) or [""]
+                pieces += self._numbered(Piece(text=word) for word in words_)
+                pieces += self._last_word() if move.ends else []
+            else:
+                pieces += self._numbered(Piece(others=(other,)) for other in _others([move]))
+        return pieces
+
+    def _last_word(self) -> list[Piece]:
+        tail, self._tail = self._tail, ""
+        return self._numbered([Piece(text=tail)] if tail else [])
+
+    def _numbered(self, pieces: Iterable[Piece]) -> list[Piece]:
+        return [self._take([replace(piece, token_id=len(self.pieces))])[0] for piece in pieces]
 
     def _take(self, pieces: list[Piece]) -> list[Piece]:
         self.pieces += pieces
         return pieces
+
+
+def _others(moves: Iterable[Move]) -> Iterator[Fragment]:
+    """What moves release beside text."""
+    for move in moves:
+        if move.part.call is not None and move.ends:
+            yield whole_call(move.part)
+        elif move.part.call is None and move.part.channel != "text" and move.text:
+            yield Fragment(text=move.text, channel=move.part.channel)
+
+
+def _said(pieces: Iterable[Piece]) -> str:
+    """All that pieces hold, names of tools too."""
+    said = []
+    for piece in pieces:
+        for other in piece.others:
+            said += [other.call.name or "" if other.call else "", other.text]
+        said.append(piece.text)
+    return "".join(said)
 
 
 class ScriptedSidecar:
@@ -223,7 +260,7 @@ class ScriptedSidecar:
         del asks, schedule
 
         def harm(depth: int) -> float:
-            return 0.99 if self._unsafe in "".join(piece.text for piece in following.pieces[:depth]) else 0.01
+            return 0.99 if self._unsafe in _said(following.pieces[:depth]) else 0.01
 
         following = ScriptedFollowing(harm, prefill=_prefill(conversation.messages))
         self.followed.append(following)

@@ -388,6 +388,18 @@ def test_calls_of_a_source_with_ids_are_whole_too() -> None:
     assert answer.flush() == [Piece(others=(arguments(READ, "{}"),), is_token=False)]
 
 
+@pytest.mark.parametrize("given", ["", "{}"])
+def test_a_call_without_ids_behind_ids_is_read_whatever_its_arguments_are(given: str) -> None:
+    tokens = tokenizer("chatml")
+    answer = answer_for(tokens, eos_ids={EOS})
+    answer.push([text("Hi {}")], tokens.encode("Hi {}", add_special_tokens=False))
+    answer.push([arguments(FIND, given)])
+    pieces = answer.flush()
+    assert FIND.name is not None
+    assert FIND.name in seen(tokens, pieces)
+    assert [piece.is_token for piece in pieces if piece.others] == [True]
+
+
 @pytest.mark.parametrize("bad", [-1, 10_000_000])
 def test_ids_that_the_tokenizer_does_not_have_are_an_error(bad: int) -> None:
     with pytest.raises(CheckError, match="token ids"):

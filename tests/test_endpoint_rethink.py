@@ -442,10 +442,12 @@ def test_the_cost_says_what_the_server_had_cached() -> None:
         {"body": b"data: {" + GOES_ON.encode() + b"\n\n"},
         {"body": message({"choices": [{"index": 0, "text": 7}]})},
         {"last_reason": "abort", "says": lambda _: "I"},
+        {"last_reason": "length", "says": lambda _: "I'm"},
+        {"body": message({"choices": [{"index": 0, "text": " \n", "finish_reason": "stop"}]})},
         {"status": 500},
         {"status": 400},
     ],
-    ids=["empty", "done", "broken-off", "error", "no-json", "no-text", "abort", "500", "400"],
+    ids=["empty", "done", "broken-off", "error", "no-json", "no-text", "abort", "cut-short", "blank", "500", "400"],
 )
 def test_a_lookahead_that_cannot_be_read_is_a_failed_check(wrong: dict[str, Any]) -> None:
     server = Server()
@@ -457,6 +459,15 @@ def test_a_lookahead_that_cannot_be_read_is_a_failed_check(wrong: dict[str, Any]
         run(following.check(undecided, context(depth)))
     assert_no_text(caught.value)
     assert all(body.closed for body in server.read)
+
+
+def test_a_model_that_ends_its_turn_at_once_has_not_refused() -> None:
+    server = Server()
+    following, depth = answered(server.sidecar(), "First, cut the paper.")
+    server.says = lambda _: ""
+    verdict = run(following.check(RethinkChecker(), context(depth)))
+    assert verdict.passed
+    assert verdict.lookahead_tokens == 0
 
 
 class Patient(RethinkChecker):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from ada_guard import (
@@ -14,6 +16,7 @@ from ada_guard import (
     ConfigError,
     Done,
     Event,
+    Fragment,
     GenerationError,
     Guard,
     Halt,
@@ -21,6 +24,7 @@ from ada_guard import (
     Release,
     Replace,
     Schedule,
+    ToolCall,
 )
 from ada_guard.sources import Endpoint
 from ada_guard.testing import UNSAFE, ScriptedSidecar
@@ -259,3 +263,136 @@ def test_the_salt_of_a_request_goes_with_its_conversation() -> None:
         guard.close()
     assert seen == ["tenant", "other"]
     assert [request.body["cache_salt"] for request in asked] == ["tenant", "other"]
+
+
+@both
+def test_any_iterable_can_be_guarded(how: str) -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[str]:
+        for number, word in enumerate(BAD.split(" ")):
+            read.append(number)
+            yield f"{word} "
+
+    guard = Guard(sidecar=ScriptedSidecar(), policy=EVERY5)
+    if how == "sync":
+        events = list(guard.stream_from(items(), USER))
+        whole = list(guard.stream_from(SAFE.split(" "), USER))
+    else:
+
+        async def aitems() -> AsyncIterator[str]:
+            for item in items():
+                yield item
+
+        async def collect() -> tuple[list[Event], list[Event]]:
+            return (
+                [event async for event in guard.astream_from(aitems(), USER)],
+                [event async for event in guard.astream_from(SAFE.split(" "), USER)],
+            )
+
+        events, whole = asyncio.run(collect())
+    assert text(events).split() == [f"word{i}" for i in range(30)]
+    assert len(read) < 50
+    assert text(whole) == SAFE.replace(" ", "")
+
+
+def test_template_variables_go_to_the_endpoint_too() -> None:
+    with guarded(SAFE) as (guard, asked):
+        list(guard.stream(USER, template_kwargs={"enable_thinking": False}))
+        guard.close()
+    assert asked[0].body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_reason_that_is_a_text_is_not_shown() -> None:
+    with guarded(Reply(items=["one "], finish_reason=f"{UNSAFE} in the reason")) as (guard, _):
+        done = list(guard.stream(USER))[-1]
+        guard.close()
+    assert isinstance(done, Done)
+    assert done.finish_reason == "stop"
+
+
+@both
+def test_a_response_that_cannot_be_closed_does_not_undo_the_cut(how: str) -> None:
+    class Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(100):
+                chunk = {"choices": [{"index": 0, "delta": {"content": f"{UNSAFE} "}}]}
+                yield f"data: {json.dumps(chunk)}\n\n".encode()
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for part in self:
+                yield part
+
+        def close(self) -> None:
+            raise RuntimeError(f"{UNSAFE} in close")
+
+        async def aclose(self) -> None:
+            self.close()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Stream())
+
+    transport = httpx.MockTransport(answer)
+    clients: dict[str, Any] = {"client": httpx.Client(transport=transport)}
+    clients["async_client"] = httpx.AsyncClient(transport=transport)
+    endpoint = Endpoint(base_url="http://localhost/v1", model="m", api_key_env=None, **clients)
+    events = events_of(Guard(endpoint, sidecar=ScriptedSidecar(), policy=EVERY5), how)
+    assert [type(e) for e in events] == [Check, Halt, Replace, Done]
+
+
+@pytest.mark.parametrize("pushed", [None, b"bytes", 7, ["text"], object()], ids=repr)
+def test_what_is_no_stream_is_refused_in_one_line(pushed: Any) -> None:
+    guard = Guard(sidecar=ScriptedSidecar())
+    with pytest.raises(ConfigError, match="a stream is text"):
+        guard.check(USER, pushed)
+    with guard.session(USER) as session, pytest.raises(ConfigError, match="a stream is text"):
+        session.push(pushed)
+
+
+def test_settings_that_cannot_work_are_refused_in_one_line() -> None:
+    url: Any = "http://127.0.0.1:1/v1"
+    endpoint = Endpoint(base_url=url, model="m", api_key_env=None)
+    wrong: list[tuple[Any, str]] = [
+        (lambda: Guard(endpoint, sidecar="reference"), "for_endpoint"),  # type: ignore[arg-type]  # the mistake
+        (lambda: Guard("reference"), "from_pretrained"),  # type: ignore[arg-type]  # the mistake
+        (lambda: Guard.for_endpoint(url, model="m", sidecar="self"), "tokenizer="),
+        (lambda: Guard.for_endpoint(url, model="m", sidecar=url, tokenizer="x"), "tokenizer="),
+        (lambda: Guard.for_endpoint(url, model="m", sidecar=url, probe="x"), "probe="),
+        (lambda: list(Guard(sidecar=ScriptedSidecar()).stream(USER, extra_body="x")), "extra_body"),
+        (lambda: list(Guard(sidecar=ScriptedSidecar()).stream(USER, template_kwargs=["x"])), "template_kwargs"),  # type: ignore[arg-type]  # the mistake
+        (lambda: Fragment(text="x", channel="nowhere"), "channels"),  # type: ignore[arg-type]  # the mistake
+    ]
+    for call, says in wrong:
+        with pytest.raises(ConfigError, match=says) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_after_a_push_that_failed_nothing_more_is_released() -> None:
+    def call(index: int, arguments: str) -> Fragment:
+        return Fragment(text=arguments, channel="tool_call", call=ToolCall(index=index, name="f"))
+
+    with Guard(sidecar=ScriptedSidecar(), policy=EVERY5).session(USER) as session:
+        lost = [call(0, "{}"), call(1, "{}"), Fragment(text="First cut the paper. "), call(0, '{"more": 1}')]
+        with pytest.raises(GenerationError):
+            session.push(lost)
+        assert session.ended
+        assert session.push("Then fold it in two.") == []
+        assert session.close() == []
+
+
+def test_a_scripted_sidecar_keeps_channels_apart_and_reads_them_all() -> None:
+    items = [
+        Chunk(delta={"reasoning": "I think "}),
+        Chunk(delta={"content": "Hello there"}),
+        Chunk(delta={"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "look", "arguments": '{"a": 1}'}}]}),
+    ]
+    with guarded(Reply(items=items, finish_reason="tool_calls")) as (guard, _):
+        done = guard.complete(USER)
+        guard.close()
+    assert (done.text, done.reasoning, done.finish_reason) == ("Hello there", "I think ", "tool_calls")
+    assert [(call.name, arguments) for call, arguments in done.tool_calls] == [("look", '{"a": 1}')]
+    named = [{"index": 0, "id": "c1", "function": {"name": UNSAFE, "arguments": "{}"}}]
+    with guarded(Reply(items=[Chunk(delta={"tool_calls": named})])) as (guard, _):
+        assert guard.complete(USER).tool_calls == ()
+        guard.close()

@@ -239,11 +239,22 @@ def test_the_client_needs_no_torch_and_no_server() -> None:
     assert out.stdout.strip() == "[]"
 
 
-def test_fragments_of_other_channels_cannot_be_lost(server: Served) -> None:
-    # The scripted sidecar knows one channel only, and gives the text back in it: that is noticed.
-    there = Guard(sidecar=client(server.url))
-    events = pushed(there, [Fragment(text=f"thought{i} ", channel="reasoning") for i in range(20)])
-    failed_closed(events, "other text", "")
+class Flat(Sidecar):
+    """Knows one channel only, and gives everything back in it."""
+
+    def open(self, *args: Any, **settings: Any) -> Any:
+        following = yield from super().open(*args, **settings)
+        push = following.push
+        following.push = lambda fragments, ids=(): push([Fragment(text=each.text) for each in fragments], ids)
+        return following
+
+
+def test_fragments_of_other_channels_cannot_be_lost() -> None:
+    with served(Flat()) as server:
+        there = Guard(sidecar=client(server.url))
+        events = pushed(there, [Fragment(text=f"thought{i} ", channel="reasoning") for i in range(20)])
+        failed_closed(events, "other text", "")
+        there.close()
 
 
 async def test_async_and_sync_share_one_sidecar(server: Served) -> None:

@@ -18,13 +18,15 @@ import tiny_models
 import torch
 from probes import fresh_lookahead, fresh_score, probed
 
-from ada_guard import Check, CheckError, Decision, Done, Guard, Policy, Release, Schedule, Verdict
+from ada_guard import Check, CheckError, ConfigError, Decision, Done, Guard, Policy, Release, Schedule, Verdict
 from ada_guard.checkers import CascadeChecker, ProbeChecker
 from ada_guard.checking import Ask, AskLookahead, AskProbe, Calibration, CheckContext, Checking
 from ada_guard.cli.describe import TESTED_PACKED
 from ada_guard.local import LocalModel
 from ada_guard.sidecar import pool as pool_module
+from ada_guard.sidecar.arena import Arena
 from ada_guard.sidecar.companion import LocalSidecar
+from ada_guard.sidecar.memory import _why_not_packed
 from ada_guard.sidecar.pool import Pool
 from ada_guard.sidecar.slot import Slot
 
@@ -299,6 +301,98 @@ def test_a_check_behind_a_pass_that_failed_half_way_is_exact(family: str, monkey
         assert str(error.value) == "OutOfMemoryError"
         slot.ids += ids_of(rng, 5)
         assert check(pool, slot).harm_probability == pytest.approx(fresh_score(model, slot.ids), abs=1e-4)
+
+
+@pytest.mark.parametrize("fault", [SystemExit("secret text"), KeyboardInterrupt()], ids=["exit", "interrupt"])
+def test_a_checker_that_wants_to_end_the_process_ends_its_own_check_only(fault: BaseException) -> None:
+    class Leaves(Asks):
+        def check(self, context: CheckContext) -> Checking:
+            yield AskProbe()
+            raise fault
+
+    with pool_of(model_of("llama")) as pool:
+        slot = pool.open([5] * 20, frozenset({AskProbe}))
+        with pytest.raises(CheckError, match=type(fault).__name__):
+            check(pool, slot, Leaves(AskProbe))
+        assert check(pool, slot).passed
+
+
+def test_no_room_to_move_things_in_fails_one_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pool_of(model_of("llama")) as pool:
+        one, other = (pool.open([5] * 20, frozenset({AskProbe})) for _ in range(2))
+        check(pool, one)
+        check(pool, other)
+
+        def full(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("secret text")
+
+        monkeypatch.setattr(Arena, "_move", full)
+        one.ids += [6] * 200  # its span must move
+        with pytest.raises(CheckError, match="OutOfMemoryError"):
+            check(pool, one)
+        assert check(pool, other).passed
+        monkeypatch.undo()
+        assert check(pool, one).harm_probability == pytest.approx(fresh_score(model_of("llama"), one.ids), abs=1e-4)
+
+
+def test_a_stream_that_is_dropped_gives_its_place_back() -> None:
+    sidecar = LocalSidecar(model_of("llama"), max_sessions=2)
+    guard = Guard(sidecar=sidecar)
+    for _ in range(5):
+        guard.session(USER).push("Mix it.")
+        gc.collect()
+        _until(lambda: sidecar.stats.sessions == 0)
+    guard.close()
+
+
+def test_one_guard_has_one_sidecar_however_many_threads_come_first() -> None:
+    guard = Guard(model_of("llama"))
+    barrier, found = threading.Barrier(8), []
+
+    def first() -> None:
+        barrier.wait()
+        found.append(guard.sidecar)
+
+    threads = [threading.Thread(target=first) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1
+    guard.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "layers of chunked_attention"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic positions"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "longrope positions"),
+    ],
+    ids=["chunked", "dynamic", "longrope"],
+)
+def test_what_a_short_trial_cannot_notice_is_not_packed(change: dict[str, Any], why: str) -> None:
+    model = LocalModel(tiny_models.build("llama"), tiny_models.tokenizer())
+    for name, value in change.items():
+        setattr(model.model.config, name, value)
+    assert _why_not_packed(model) == why
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_tokens": -5},
+        {"kv_bytes": 0},
+        {"max_retained": -1},
+        {"check_timeout_s": 0},
+        {"window_ms": -1},
+        {"max_sessions": 0},
+    ],
+    ids=str,
+)
+def test_bounds_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        LocalSidecar(model_of("llama"), **settings)
 
 
 def test_sessions_and_queue_are_bounded_with_a_clear_error() -> None:

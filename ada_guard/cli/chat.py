@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ada_guard.cli.inputs import checked_text
 from ada_guard.cli.view import TextView, note
-from ada_guard.errors import ConfigError
+from ada_guard.errors import CheckError, ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -42,7 +42,7 @@ def chat(answer: Answer, *, title: str, system: str | None) -> None:
         try:
             turn = {"role": "user", "content": checked_text(asked, "the input")}
             reply = _reply(answer, [*history, turn])
-        except ConfigError as error:  # this turn cannot be answered, for instance because the context is full
+        except (ConfigError, CheckError, GenerationError) as error:  # of this turn: the next one may do better
             note(str(error))
             continue
         if reply:

@@ -74,6 +74,10 @@ class RemoteOptions:
             raise ConfigError("--endpoint needs --endpoint-model, the model's name there")
         if sum(judges) > 1 or (sum(judges) == 0 and not no_guard):
             raise ConfigError("give one of --sidecar-model, --sidecar-url and --self-check: who judges the answer")
+        if self.probe is not None and self.sidecar_model is None:
+            raise ConfigError("--probe belongs to --model or --sidecar-model: a sidecar server has its own")
+        if self.tokenizer is not None and not self.self_check:
+            raise ConfigError("--tokenizer belongs to --self-check")
         if self.self_check and self.tokenizer is None:
             raise ConfigError("--self-check needs --tokenizer, the id or folder of the endpoint's tokenizer")
 

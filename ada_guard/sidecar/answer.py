@@ -83,7 +83,11 @@ class AnswerTokens:
 
     def flush(self) -> list[Piece]:
         """The rest, once no more will come. Only what no token covers, at the very end, comes without a token."""
-        if self._by_ids and self._is_known("".join(fragment.text for fragment in self._without_id)):
+        waiting = self._without_id
+        # A call's name and id are no text that could be found among the last ids, and "{}" is one by chance.
+        calls = self._order.current is not None and self._order.current.call is not None
+        calls = calls or any(fragment.channel == "tool_call" for fragment in waiting)
+        if self._by_ids and not (calls and waiting) and self._is_known("".join(each.text for each in waiting)):
             rest = self._fragments([*self._moves(), *self._order.flush()])
             return [Piece(others=tuple(rest), is_token=False)] if rest else []
         if self._by_ids:

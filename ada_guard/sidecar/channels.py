@@ -101,7 +101,7 @@ class Order:
         part = self._part_of(fragment.channel, call)
         if part is None:
             if call is not None and call.index in self._done:
-                if fragment.text:
+                if fragment.text.strip():
                     raise GenerationError("the endpoint continued a tool call that was complete")
                 return
             part = Part(fragment.channel, call)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from ada_guard.checking import LOOKAHEAD_TOKENS, Ask, Calibration, CheckContext, Checker
 from ada_guard.delta import Fragment
-from ada_guard.errors import CheckError
+from ada_guard.errors import CheckError, ConfigError
 from ada_guard.local.model import LocalModel
 from ada_guard.policy import Schedule
 from ada_guard.session import Piece
@@ -61,7 +63,10 @@ class LocalSidecar:
             reserve=len(model.spec.rethink.ids) + LOOKAHEAD_TOKENS,
             policy=on_long_answer,
         )
+        if not check_timeout_s > 0:
+            raise ConfigError("check_timeout_s must be more than 0")
         self._pool = Pool(model, **pool)
+        self._closing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ada-guard-close")
         self._has_warned = False
 
     @property
@@ -93,9 +98,8 @@ class LocalSidecar:
         return Companion(self, view, asks)
 
     def close(self) -> Steps[None]:
-        """Stops the pool and frees its memory."""
-        yield from ()
-        self._pool.close()
+        """Stops the pool and frees its memory, once the pass that is under way has ended."""
+        yield Work(self._pool.close, self._closing)
 
     def warn_of_sliding(self) -> None:
         """Says once that a context was outgrown."""
@@ -141,6 +145,8 @@ class Companion:
         if not sidecar.limit.fits(len(ids) + 1):
             ids = self._newest(prompt.prefill_ids)
         self._slot: Slot = sidecar._pool.open(ids, asks)
+        # Whoever drops a stream without closing it must not keep its place for ever.
+        self._unless_closed = weakref.finalize(self, self._slot.close)
 
     def push(self, fragments: Sequence[Fragment], token_ids: Sequence[int] = ()) -> Steps[list[Piece]]:
         """Takes what the stream produced and returns what it settled."""
@@ -193,7 +199,9 @@ class Companion:
             raise CheckError("the answer has outgrown the sidecar's context")
         answer = self._slot.ids[self._head_tokens :]
         self._slot.close()
+        self._unless_closed.detach()
         self._slot = self._sidecar._pool.open(self._newest(answer[:seen]), self._asks)
+        self._unless_closed = weakref.finalize(self, self._slot.close)
         # What is not due yet must not be read yet: it may be longer than the context.
         self._slot.ids += answer[seen:]
 

@@ -180,24 +180,30 @@ class EndpointRethink:
 
     def _read(self, stream: EndpointStream, ask: AskLookahead) -> Steps[Lookahead]:
         end_ids, end_text = self.tokens.end_ids, self.tokens.spec.end_of_turn.strip()
-        text, tokens, reason = "", 0, None
+        text, tokens, reason, decided, end_seen = "", 0, None, False, False
         try:
             while (delta := (yield from stream.pull())) is not None:
                 text += "".join(fragment.text for fragment in delta.fragments)
                 # Where the server gives no ids, a chunk is taken for a token.
                 tokens += sum(i not in end_ids for i in delta.token_ids) if delta.token_ids else bool(delta.fragments)
+                end_seen = end_seen or any(i in end_ids for i in delta.token_ids)
                 reason = delta.finish_reason or reason
                 if end_text and end_text in text:  # a server that shows the end of a turn, and may write on behind it
                     text, reason = text.partition(end_text)[0], "stop"
                     break
-                if tokens > ask.max_tokens or (reason is None and delta.fragments and not ask.undecided(text)):
+                decided = tokens > ask.max_tokens or (bool(delta.fragments) and not ask.undecided(text))
+                if decided:
                     break
         finally:
             yield from stream.close()
-        if reason not in (None, "stop", "length"):
-            raise CheckError("the endpoint ended the lookahead for a reason that is neither stop nor length")
-        if reason is None and not tokens:
-            raise CheckError("the endpoint answered the lookahead with nothing")  # which would count as no refusal
+        # What stands below would all count as no refusal, which nobody has seen.
+        if not decided:
+            if reason not in ("stop", "length"):
+                raise CheckError("the endpoint ended the lookahead for a reason that is neither stop nor length")
+            if reason == "length" and tokens < ask.max_tokens:
+                raise CheckError("the endpoint broke the lookahead off: its context is full, or it caps max_tokens")
+            if not text.strip() and not end_seen:  # a model that ends its turn at once is told from a broken server
+                raise CheckError("the endpoint answered the lookahead with nothing")
         return Lookahead(text=text, tokens=tokens, ended=reason == "stop")
 
 

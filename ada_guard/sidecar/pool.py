@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from ada_guard.checking import Ask, AskLookahead, CheckContext, Checker
@@ -68,8 +69,8 @@ class Pool:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be >= 1")
-        if window_ms < 0:
-            raise ConfigError("window_ms must be >= 0")
+        if window_ms < 0 or max_retained < 0:
+            raise ConfigError("window_ms and max_retained must be >= 0")
         self._model = model
         self._max_sessions = max_sessions
         self._max_waiting = max_waiting
@@ -112,8 +113,9 @@ class Pool:
             if len(self._slots) >= self._max_sessions:
                 raise CheckError(f"the sidecar is full: {self._max_sessions} sessions are open")
             self._slots.add(slot)
-        # The last token is left to the first check, whose pass reads it anyway.
-        self._submit(slot, lambda: reading(slot.tokens, len(ids) - 1, self._chunk), is_check=False)
+        # The last token is left to the first check, whose pass reads it anyway. `ids` may have grown until then.
+        target = len(ids) - 1
+        self._submit(slot, lambda: reading(slot.tokens, target, self._chunk), is_check=False)
         return slot
 
     def check(self, slot: Slot, target: int, checker: Checker, context: CheckContext) -> Future[Any]:
@@ -187,6 +189,7 @@ class Pool:
     def _submit(self, slot: Slot, begin: Callable[[], Rows[Any]], *, is_check: bool) -> Future[Any]:
         job = Job(slot=slot, begin=begin, future=Future(), is_check=is_check)
         with self._changed:
+            self._require_open()
             self._incoming.append(job)
             self._start()
             self._changed.notify()
@@ -253,13 +256,18 @@ class Pool:
                 continue
             # A lookahead that is under way is let finish: two long ones would take each other's memory for ever.
             busy = [one.slot for one in (*batch, *(one for one in self._active if one.looks_ahead))]
-            lost = tenancy.make_room(job.slot, job.wanted.end, live=live, busy=busy)
+            try:
+                lost = tenancy.make_room(job.slot, job.wanted.end, live=live, busy=busy)
+            except Exception as error:  # noqa: BLE001  # the accelerator has no room to move things in
+                tenancy.forget(job.slot)
+                self._finish(job, error=CheckError(type(error).__name__))
+                continue
             for other in [one for one in self._active if lost and one.slot in lost]:
                 other.restart()
             if lost is not None:
                 batch.append(job)
                 tokens += length
-        if ready and not batch:
+        if ready and not batch and ready[0].wanted is not None:
             self._finish(ready[0], error=CheckError("the sidecar's KV memory is too small for this stream"))
         return batch
 
@@ -289,7 +297,8 @@ class Pool:
             if job.slot.place is None and self._tenancy is not None:
                 with self._changed:
                     live = list(self._slots)
-                self._tenancy.reuse(job.slot, live)
+                with suppress(Exception):  # then it is read
+                    self._tenancy.reuse(job.slot, live)
             job.rows = job.begin()
         try:
             job.wanted = job.rows.send(result)
@@ -297,7 +306,7 @@ class Pool:
             self._finish(job, result=stop.value)
         except AdaGuardError as error:
             self._finish(job, error=error)
-        except Exception as error:  # noqa: BLE001  # of the user's checker: its message may hold text
+        except BaseException as error:  # noqa: BLE001  # of the user's checker: its message may hold text
             self._finish(job, error=CheckError(type(error).__name__))
 
     def _finish(self, job: Job, *, result: Any = None, error: Exception | None = None) -> None:

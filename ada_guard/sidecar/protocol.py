@@ -48,6 +48,8 @@ class Conversation:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Conversation:
         """A conversation from what a request holds; a text is a raw prompt."""
+        if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
+            raise ConfigError("template_kwargs is a mapping of variables of the chat template")
         if isinstance(messages, str):
             return cls(raw_prompt=messages, tools=tools, template_kwargs=template_kwargs or {})
         return cls(messages=messages, tools=tools, template_kwargs=template_kwargs or {})

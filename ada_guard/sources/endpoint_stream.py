@@ -6,6 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -143,7 +144,8 @@ class EndpointStream:
         self._echo = None
         self._chunks.forget()
         if self._exchange is not None:
-            yield from self._exchange.close()
+            with suppress(Exception):  # nobody is harmed by it, and its message may hold text
+                yield from self._exchange.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from ada_guard.delta import Delta, Fragment
+from ada_guard.delta import Delta, Fragment, Usage
 from ada_guard.errors import AdaGuardError, ConfigError, GenerationError
 from ada_guard.steps import Steps, run_on
 
@@ -33,6 +33,8 @@ class IterableSource:
         self._cursor = _Cursor(items)
         self._finish_reason: str | None = finish_reason
         self._over = False
+
+    usage: Usage | None = None
 
     def pull(self) -> Steps[Delta | None]:
         """The next delta; None once there is no further one.

@@ -104,7 +104,9 @@ class Chunks:
         token_ids = ints_of(choice, "token_ids")
         if choice.get("prompt_token_ids") is not None:
             self.prompt_token_ids = ints_of(choice, "prompt_token_ids")
-        finish_reason = text_of(choice, "finish_reason") or None
+        said = text_of(choice, "finish_reason")
+        # It is shown unchecked: whatever is no plain word says only that the answer has ended.
+        finish_reason = (short_identifier(said) or "stop") if said else None
         if index in self.finish_reasons:
             if fragments:
                 raise unreadable("text behind the end of its choice")
