@@ -24,7 +24,7 @@ from ada_guard.errors import ConfigError
 from ada_guard.spec import ModelSpec
 from ada_guard.template import render
 
-__all__ = ["Prompt", "encode_prompt", "encode_text"]
+__all__ = ["Prompt", "encode_prompt", "encode_text", "require_variables"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 """Roles that templates know; they are rendered as they are, so nothing else may pass."""
@@ -84,8 +84,7 @@ def encode_prompt(
     """
     talk, prefill = _checked(messages)
     options = dict(template_kwargs or {})
-    if reserved := [name for name in _OURS if name in options]:
-        raise ConfigError(f"template_kwargs may not set {reserved[0]!r}")
+    require_variables(options)
     encoder = TextEncoder(tokenizer)
     text, cuts = _rendered(encoder, _Request(talk=_in_form(tokenizer, talk), tools=tools, options=options))
     ended = text.endswith(spec.generation_prompt) and not text.endswith(spec.generation_prompt + spec.prompt_suffix)
@@ -100,6 +99,16 @@ def encode_prompt(
     joint = both[: len(ids)] == ids
     prefill_ids = both[len(ids) :] if joint else encoder.encode(prefill, encoder.cuts(prefill), continued=True)
     return Prompt(ids=tuple(ids), prefill_ids=tuple(prefill_ids), prefill_text=prefill)
+
+
+def require_variables(options: Mapping[str, Any]) -> None:
+    """Refuses what is no variable of a template, before anything is rendered: somebody else's template is a program.
+
+    Raises:
+        ConfigError: A name that belongs to the rendering itself.
+    """
+    if reserved := [name for name in _OURS if name in options]:
+        raise ConfigError(f"template_kwargs may not set {reserved[0]!r}")
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

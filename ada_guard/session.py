@@ -58,6 +58,7 @@ class StreamSession:
         self._released = 0
         self._passed = 0
         self._last_check: int | None = None
+        self._unseen = False
         self._flags_in_a_row = 0
         self._pending_flag: Verdict | None = None
         self._token_ids: list[int] = []
@@ -187,7 +188,7 @@ class StreamSession:
         if self._due is None:
             raise RuntimeError("no check is due")
         at, self._due = self._due, None
-        self._last_check = at
+        self._last_check, self._unseen = at, False
         return at
 
     def _record(
@@ -237,7 +238,9 @@ class StreamSession:
                 piece = self._waiting.popleft()
                 self._held.append(piece)
                 self._texts += [*(other.text for other in piece.others), piece.text]
-                if piece.is_token:
+                if not piece.is_token:
+                    self._unseen = True
+                else:
                     self._taken += 1
                     if self._policy.schedule.is_due(self._taken):
                         self._due = self._taken
@@ -249,7 +252,8 @@ class StreamSession:
 
     def _finish(self) -> None:
         # Text without a token, at the very start, is text that no check has seen either.
-        if (self._taken or self._held) and self._last_check != self._taken:
+        # Nor has the last one seen what came behind it without a token.
+        if (self._taken or self._held) and (self._last_check != self._taken or self._unseen):
             self._due = self._taken
         elif self._pending_flag is not None and self._policy.release != "audit":
             self._cut(self._taken, "flag", self._pending_flag)

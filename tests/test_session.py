@@ -245,7 +245,7 @@ def test_raise_hands_out_the_verdict_and_after_an_error_never_looks_like_a_hit()
         assert not any(isinstance(e, Replace) for e in session.drain())
 
 
-def test_text_that_settles_without_a_token_goes_out_with_the_token_before_it() -> None:
+def test_text_that_settles_without_a_token_is_seen_by_a_check_at_the_end() -> None:
     session = StreamSession(Policy(schedule=Schedule.every(1)))
     session.push(Piece(text="", token_id=1))
     settle(session, PASS)
@@ -255,6 +255,9 @@ def test_text_that_settles_without_a_token_goes_out_with_the_token_before_it() -
         lookahead_tokens=0, elapsed_ms=1.0,
     )  # fmt: skip
     session.end("length")
+    assert session.drain() == []
+    assert session.due == 1
+    settle(session, PASS)
     assert [e.text for e in session.drain() if isinstance(e, Release)] == ["é"]
 
 

@@ -17,6 +17,7 @@ from ada_guard.checking import Checker
 from ada_guard.policy import Policy
 from ada_guard.serve.faults import Refused, on_invalid, on_refused, on_status
 from ada_guard.serve.middleware import Entrance
+from ada_guard.serve.process import require_key
 from ada_guard.serve.service import Service
 from ada_guard.serve.settings import ServeSettings
 from ada_guard.sidecar.protocol import Sidecar
@@ -69,6 +70,7 @@ def create_app(
         checker: Who decides ``/v1/check``; None: the probe if there is one, else rethink.
         policy: Its schedule.
     """
+    require_key(api_key)
     settings = settings or ServeSettings()
     service = Service(sidecar, settings, checker=checker, policy=policy)
 

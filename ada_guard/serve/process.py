@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def bind(host: str, port: int, *, api_key: str | None) -> socket.socket:
     Raises:
         ConfigError: Others could reach it, and there is no key; or there is no such address.
     """
+    require_key(api_key)
     if api_key is None and not is_loopback(host):
         raise ConfigError(
             "without an API key a sidecar is served on a loopback address only: set the environment variable that "
@@ -50,6 +52,16 @@ def bind(host: str, port: int, *, api_key: str | None) -> socket.socket:
         bound.close()
         raise ConfigError(f"cannot serve at this host and port: {error.strerror or type(error).__name__}") from None
     return bound
+
+
+def require_key(api_key: str | None) -> None:
+    """Refuses a key that could not be sent, or that everybody knows.
+
+    Raises:
+        ConfigError: It is empty, or holds spaces or unprintable characters.
+    """
+    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+        raise ConfigError("the API key must be printable ASCII without spaces, and not empty; None asks for no key")
 
 
 def serve(app: FastAPI, bound: socket.socket, *, on_ready: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from ada_guard.serve.settings import ServeSettings
 from ada_guard.session import Piece
 from ada_guard.sidecar.companion import Companion
 from ada_guard.sidecar.protocol import Conversation, Following, Sidecar
-from ada_guard.sidecar.wire import KINDS, Advance, Advanced, CheckOrder, CheckResult, Open, PieceMessage
+from ada_guard.sidecar.wire import KINDS, MAX_IDS, Advance, Advanced, CheckOrder, CheckResult, Open, PieceMessage
 from ada_guard.steps import arun, run, run_on
 
 __all__ = ["Session", "Sessions", "check_at"]
@@ -190,6 +190,8 @@ class Sessions:
     async def _advance(self, session: Session, request: Advance, metrics: Metrics) -> Advanced:
         if session.answer is not None and request.seq == session.seq:
             return session.answer
+        if sum(len(part.token_ids) for part in request.parts) > MAX_IDS:
+            raise Refused(422, "too_many_ids", f"a request may have {MAX_IDS} token ids")
         if request.seq != session.seq + 1 or (session.ended and request.parts):
             raise Refused(409, "out_of_step", "the request is not the session's next one")
         failure: Exception | None = None

@@ -175,7 +175,11 @@ def _status_fault(status: int, headers: Mapping[str, str], content: bytes) -> Ca
     if status in {408, 429, 502, 503, 504}:
         wait = headers.get("retry-after", "")
         wait_s = min(float(wait), MAX_RETRY_AFTER_S) if re.fullmatch(r"\d{1,6}", wait) else 0.0
-        return CallFault(CheckError(f"{said}: it is busy or not ready"), retry=True, retry_after_s=wait_s)
+        # Without a word of the server's own it comes from a gateway, which may have given up on work that was done.
+        applied = status in {502, 504} or not code
+        return CallFault(
+            CheckError(f"{said}: it is busy or not ready"), retry=True, retry_after_s=wait_s, applied=applied
+        )
     return CallFault(CheckError(f"{said}: its own log has the reason"), applied=True)
 
 

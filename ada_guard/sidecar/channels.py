@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from ada_guard.delta import Channel, Fragment, ToolCall
 from ada_guard.errors import GenerationError
 
-__all__ = ["Move", "Order", "Part"]
+__all__ = ["Move", "Order", "Part", "merged_call"]
+
+_MOST_WAITING = 256
+"""Parts that may wait for a call that is not complete: each fragment is looked for among them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +109,10 @@ class Order:
                 return
             part = Part(fragment.channel, call)
             self._later.append(part)
+            if len(self._later) > _MOST_WAITING:
+                raise GenerationError("the endpoint has begun too many tool calls at once")
         elif call is not None:
-            part.call = _merged(part.call, call)
+            part.call = merged_call(part.call, call)
         if part is self.current:
             if fragment.text:
                 yield self._read(part, fragment.text)
@@ -152,7 +157,7 @@ class Order:
         return Move(part=part, ends=True)
 
 
-def _merged(known: ToolCall | None, told: ToolCall) -> ToolCall:
+def merged_call(known: ToolCall | None, told: ToolCall) -> ToolCall:
     """What is known of a call with what was told now; sources may leave out what they have said."""
     if known is None:
         return told

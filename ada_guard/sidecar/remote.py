@@ -100,10 +100,15 @@ class RemoteFollowing:
         if self._conversation is None:
             return []
         self._transcript.finish()
-        if self._failure is not None:
-            return self._transcript.stand_ins()
         self._final = True
-        return (yield from self._extend())
+        if self._failure is not None:
+            return self._transcript.stand_ins(final=True)
+        pieces = yield from self._extend()
+        if self._failure is None and self._transcript.owes:
+            # Shown as it is, the answer would end in the middle.
+            self._failure = "the sidecar server did not settle the whole stream"
+            pieces = [*pieces, *self._transcript.stand_ins(final=True)]
+        return pieces
 
     def ahead_ms(self) -> float:
         """How long the requests took that were made since the last check, and had this one answered."""
@@ -164,7 +169,7 @@ class RemoteFollowing:
         finally:
             self._waited_ms += (time.perf_counter() - started) * 1000.0
         # Not raised: what has come and will come must still be judged, and by the policy.
-        return transcript.stand_ins()
+        return transcript.stand_ins(final=self._final)
 
     def _answer(self, depth: int, ask: Ask) -> Steps[tuple[float | Lookahead, bool]]:
         message = ask_message(ask)
@@ -229,8 +234,11 @@ class RemoteFollowing:
                     continue
                 self._in_step = not (fault.applied or again)
                 break
+            if answer.seq != self._seq + 1:
+                raise CheckError("the sidecar server answered another request")
             self._seq, self._in_step = self._seq + 1, True
-            self._note(answer, orders)
+            # Before the pieces are taken: what is taken and then not handed out would be lost to the stream.
+            self._note(answer, orders, from_start=again)
             pieces = transcript.settle([each.piece() for each in answer.pieces], from_start=again)
             transcript.sent = up_to
             return pieces
@@ -243,10 +251,15 @@ class RemoteFollowing:
         if _nameless(opened) != _nameless(self._opened):
             raise CallFault(CheckError("the sidecar server came back with another model or probe"))
 
-    def _note(self, answer: Advanced, orders: list[CheckOrder]) -> None:
+    def _note(self, answer: Advanced, orders: list[CheckOrder], *, from_start: bool) -> None:
         asked = {order.depth: order.asks for order in orders}
+        before = 0 if from_start else self._transcript.generated_tokens
+        reached = self.prefill_tokens + before + sum(piece.is_token for piece in answer.pieces)
         for result in answer.checks:
-            asks = asked.get(result.depth) or asked.get(None) or []
+            at_end = asked.get(None) if result.depth == reached else None
+            asks = asked.get(result.depth) or at_end or []
+            if result.depth > reached or not asks:
+                raise CheckError("the sidecar server made a check that was not ordered")
             if result.error is None and len(result.answers) != len(asks):
                 raise CheckError("the sidecar server did not answer what it was asked")
             for at, ask in enumerate(asks):

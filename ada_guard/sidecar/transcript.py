@@ -14,6 +14,7 @@ from ada_guard.delta import Channel, Fragment, ToolCall
 from ada_guard.errors import CheckError
 from ada_guard.policy import Schedule
 from ada_guard.session import Piece
+from ada_guard.sidecar.channels import merged_call
 from ada_guard.sidecar.questions import whole_text
 from ada_guard.sidecar.wire import FragmentMessage, Part
 
@@ -57,6 +58,8 @@ class Transcript:
         self._half: Fragment | None = None
         self._owed: dict[Lane, str] = {}
         self._settled: dict[Lane, int] = {}
+        self._calls: dict[int, ToolCall] = {}
+        self._calls_done: set[int] = set()
         self._owed_bytes = 0
         self._bytes_per_token = FIRST_BYTES_PER_TOKEN
         self._tail_bytes = FIRST_TAIL_BYTES
@@ -131,6 +134,7 @@ class Transcript:
                 raise CheckError("the sidecar server reads the stream otherwise than it did before")
             pieces = pieces[known:]
         owed_bytes = self._owed_bytes
+        pieces = [replace(piece, others=tuple(self._own(each) for each in piece.others)) for piece in pieces]
         self._take([fragment for piece in pieces for fragment in (*piece.others, Fragment(text=piece.text))])
         self._given += [piece.token_id for piece in pieces]
         tokens = sum(piece.is_token for piece in pieces)
@@ -143,12 +147,27 @@ class Transcript:
             self._tail_bytes, self._tail_ids = float(self._owed_bytes), max(self._ids - self.generated_tokens, 0)
         return list(pieces)
 
-    def stand_ins(self) -> list[Piece]:
-        """Everything that is not settled as pieces up to the next depth that is due, for when no server can say better.
+    @property
+    def owes(self) -> bool:
+        """Whether something of the stream is not settled."""
+        return any(self._owed.values()) or self._calls.keys() != self._calls_done
 
-        They make a check due, so that the policy decides what becomes of text that cannot be checked.
+    def stand_ins(self, *, final: bool = False) -> list[Piece]:
+        """What is not settled as pieces up to the next depth that is due, for when no server can say better.
+
+        They make a check due, so that the policy decides what becomes of text that cannot be checked. Tool calls wait
+        for the end of the stream, and come whole.
+
+        Args:
+            final: Whether the stream has ended.
         """
-        rest = self._rest()
+        rest = [each for each in self._rest() if each.channel != "tool_call"]
+        if final:
+            rest += [
+                Fragment(text=self._owed.get(("tool_call", index), ""), channel="tool_call", call=call)
+                for index, call in self._calls.items()
+                if index not in self._calls_done
+            ]
         if not rest:
             return []
         due = self._due_depths(self.generated_tokens + MAX_UNSENT_TOKENS, most=1) or [self.generated_tokens + 1]
@@ -171,6 +190,8 @@ class Transcript:
             return
         for fragment in fragments:
             lane = _lane(fragment)
+            if lane[1] is not None:
+                self._calls[lane[1]] = merged_call(self._calls.get(lane[1]), fragment.call or ToolCall(index=0))
             self._owed[lane] = self._owed.get(lane, "") + fragment.text
             self._owed_bytes += len(fragment.text.encode())
         self._ids += len(token_ids)
@@ -198,6 +219,16 @@ class Transcript:
         text = whole_text(text)
         # A fragment without text may say that a tool call begins.
         return [*before, replace(fragment, text=text)] if text or fragment.call else before
+
+    def _own(self, fragment: Fragment) -> Fragment:
+        """The fragment as the stream itself names its call: what is executed must be what the source said."""
+        index = _lane(fragment)[1]
+        if index is None:
+            return fragment
+        if index not in self._calls or index in self._calls_done:
+            raise CheckError("the sidecar server gave back a tool call that it was not given")
+        self._calls_done.add(index)
+        return replace(fragment, call=self._calls[index])
 
     def _take(self, fragments: list[Fragment]) -> None:
         """Notes as settled what the server says is. Its text must be the stream's own: nobody else's is ever shown."""

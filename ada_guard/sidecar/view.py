@@ -7,6 +7,7 @@ of them must come out. Knows no stream.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, product
@@ -14,13 +15,15 @@ from typing import Any
 
 from ada_guard.errors import ConfigError
 from ada_guard.local.model import LocalModel
-from ada_guard.prompt import Prompt
+from ada_guard.prompt import Prompt, require_variables
 from ada_guard.sidecar.plain_turns import STEPS, Talk
 from ada_guard.sidecar.protocol import Conversation
 from ada_guard.sidecar.request_messages import arguments_as_object, arguments_as_text, read_messages
 from ada_guard.template import render
 
 __all__ = ["View", "view_of"]
+
+_SENTINEL = re.compile(r"qzjxv[0-9]+q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ def view_of(model: LocalModel, conversation: Conversation) -> View:
     Raises:
         ConfigError: It cannot be shown.
     """
+    require_variables(conversation.template_kwargs)
     raw = conversation.raw_prompt
     read = read_messages(conversation.messages if raw is None else [{"role": "user", "content": raw}])
     if "tool_calls" in read.messages[-1]:
@@ -127,7 +131,8 @@ def _shows_everything(tokenizer: Any, talk: Talk, kwargs: Mapping[str, Any]) -> 
             text = render(tokenizer, form, tools=tools, add_generation_prompt=True, **kwargs)
         except (ConfigError, TypeError):  # the latter: kwargs that may not be set, which encoding says more clearly
             continue
-        if all(word in text for word in words):
+        # One pass over the text: looked for one by one, many messages would take the square of their number.
+        if set(words) <= set(_SENTINEL.findall(text)):
             return True
     return False
 

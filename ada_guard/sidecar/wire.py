@@ -17,6 +17,7 @@ from ada_guard.sidecar.questions import AnswerMessage, AskMessage, Count, Messag
 
 __all__ = [
     "KINDS",
+    "MAX_IDS",
     "MAX_ORDERS",
     "PROTOCOL",
     "Advance",
@@ -40,6 +41,11 @@ __all__ = [
 PROTOCOL = 1
 MAX_ORDERS = 8
 """Checks that one request may order."""
+MAX_MESSAGES = 2048
+MAX_PARTS = 32_768
+MAX_FRAGMENTS = 32_768
+MAX_IDS = 32_768
+"""Elements of a request. Its bytes are bounded too, but a small element costs a server more than its bytes."""
 
 AskKind: TypeAlias = Literal["probe", "lookahead"]
 KINDS: dict[AskKind, type[Ask]] = {"probe": AskProbe, "lookahead": AskLookahead}
@@ -77,8 +83,8 @@ class FragmentMessage(Message):
 class Part(Message):
     """What one push of the stream added. Pushes with token ids are kept apart: their ids belong to their text."""
 
-    fragments: list[FragmentMessage] = Field(default_factory=list, repr=False)
-    token_ids: list[Count] = Field(default_factory=list, repr=False)
+    fragments: list[FragmentMessage] = Field(default_factory=list, max_length=MAX_FRAGMENTS, fail_fast=True, repr=False)
+    token_ids: list[Count] = Field(default_factory=list, max_length=MAX_IDS, fail_fast=True, repr=False)
 
 
 class PieceMessage(Message):
@@ -104,8 +110,8 @@ class PieceMessage(Message):
 class Open(Message):
     """Begins a session; fields as in `ada_guard.sidecar.protocol.Conversation`."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list, repr=False)
-    tools: list[dict[str, Any]] | None = Field(default=None, repr=False)
+    messages: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_MESSAGES, fail_fast=True, repr=False)
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
     template_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     raw_prompt: str | None = Field(default=None, repr=False)
     asks: list[AskKind] = Field(min_length=1, max_length=2)
@@ -150,7 +156,7 @@ class Advance(Message):
     """
 
     seq: Annotated[int, Field(ge=1, strict=True)]
-    parts: list[Part] = Field(default_factory=list)
+    parts: list[Part] = Field(default_factory=list, max_length=MAX_PARTS, fail_fast=True)
     final: bool = False
     checks: list[CheckOrder] = Field(default_factory=list, max_length=MAX_ORDERS)
 
@@ -167,7 +173,7 @@ class CheckResult(Message):
 
     depth: Count
     answers: list[AnswerMessage] = Field(default_factory=list)
-    error: str | None = None
+    error: str | None = Field(default=None, max_length=200, pattern=r"^[ -~]*$")
     partial_view: bool = False
 
 
@@ -221,10 +227,12 @@ class Info(Message):
 class CheckRequest(Message):
     """A finished answer to be judged by the server's own checker."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list, repr=False)
+    messages: list[dict[str, Any]] = Field(default_factory=list, max_length=MAX_MESSAGES, fail_fast=True, repr=False)
     raw_prompt: str | None = Field(default=None, repr=False)
-    response: Text | list[FragmentMessage] = Field(repr=False)
-    tools: list[dict[str, Any]] | None = Field(default=None, repr=False)
+    response: Text | Annotated[list[FragmentMessage], Field(max_length=MAX_FRAGMENTS, fail_fast=True)] = Field(
+        repr=False
+    )
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
     template_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
