@@ -144,7 +144,7 @@ def _estimated(lanes: Sequence[Lane]) -> Usage:
     """What a response that was closed has cost so far, counted in the sidecar's tokens."""
     return Usage(
         prompt_tokens=lanes[0].following.prompt_tokens,
-        completion_tokens=sum(lane.session.generated_tokens for lane in lanes),
+        completion_tokens=sum(lane.session.produced_tokens for lane in lanes),
         estimated=True,
     )
 

@@ -87,6 +87,11 @@ class StreamSession:
         return self._taken
 
     @property
+    def produced_tokens(self) -> int:
+        """Generated tokens that have come, also those behind a cut."""
+        return self._taken + self._dropped
+
+    @property
     def wants_more(self) -> bool:
         """Whether the source should be asked for its next piece."""
         return not self.ended and self._due is None and self._finish_reason is None
@@ -173,7 +178,7 @@ class StreamSession:
             choice=self._choice,
             usage=usage,
             finish_reason=self._outcome,
-            generated_tokens=self._taken + self._dropped,
+            generated_tokens=self.produced_tokens,
             released_tokens=self._released,
             unchecked_released_tokens=max(0, self._released - self._passed),
             checks=self._checks,

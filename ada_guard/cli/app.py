@@ -134,8 +134,8 @@ app.command("demo")(demo.demo)
 app.command(
     "run",
     help="Generate an answer under guard.\n\n"
-    "The answer goes to stdout as it is released, a one-line summary to stderr. Exit code 0, also after a cut; 2 for "
-    "bad arguments; 1 for a failure, and after a cut with --on-flag raise.",
+    "The answer goes to stdout as it is released, a one-line summary to stderr. Exit code 0, also after a cut, "
+    "for whatever reason; 2 for bad arguments; 1 for a failure, and after a cut with --on-flag raise.",
 )(run.run)
 app.command(
     "serve",

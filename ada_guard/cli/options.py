@@ -87,7 +87,10 @@ SidecarModel = Annotated[
 SidecarURL = Annotated[
     str | None,
     typer.Option(
-        "--sidecar-url", metavar="URL", help="Judge with a server: ada-guard serve.", rich_help_panel=_ENDPOINT
+        "--sidecar-url",
+        metavar="URL",
+        help="Judge with a server: ada-guard serve. Its key is taken from ADA_GUARD_API_KEY.",
+        rich_help_panel=_ENDPOINT,
     ),
 ]
 SelfCheck = Annotated[
@@ -247,7 +250,11 @@ OwnRefusalFlag = Annotated[
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-new-tokens", metavar="N", min=1, help="Most tokens to generate; default 512.", rich_help_panel=_GENERATE
+        "--max-new-tokens",
+        metavar="N",
+        min=1,
+        help="Most tokens to generate; default 512, with --endpoint the server's own.",
+        rich_help_panel=_GENERATE,
     ),
 ]
 Temperature = Annotated[

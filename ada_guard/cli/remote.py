@@ -58,8 +58,12 @@ class RemoteOptions:
             return None
         return self.sidecar_model == "reference" or (self.sidecar_model is not None and self.probe is not None)
 
-    def require_whole(self, *, no_guard: bool) -> None:
+    def require_whole(self, *, no_guard: bool, check: str | None) -> None:
         """Refuses options that do not go together.
+
+        Args:
+            no_guard: Whether nothing is to be judged.
+            check: Who is to decide.
 
         Raises:
             ConfigError: The line says which.
@@ -74,6 +78,8 @@ class RemoteOptions:
             raise ConfigError("--endpoint needs --endpoint-model, the model's name there")
         if sum(judges) > 1 or (sum(judges) == 0 and not no_guard):
             raise ConfigError("give one of --sidecar-model, --sidecar-url and --self-check: who judges the answer")
+        if self.self_check and check not in (None, "rethink"):
+            raise ConfigError("--self-check is made by rethink: an endpoint shows a probe nothing")
         if self.probe is not None and self.sidecar_model is None:
             raise ConfigError("--probe belongs to --model or --sidecar-model: a sidecar server has its own")
         if self.tokenizer is not None and not self.self_check:

@@ -73,7 +73,7 @@ def run(
         device=device,
         dtype=dtype,
     )
-    remote.require_whole(no_guard=no_guard)
+    remote.require_whole(no_guard=no_guard, check=check)
     talk = conversation(prompt=prompt, messages=messages, system=system, prefill=prefill)
     if talk is None and (json or not (sys.stdin.isatty() and sys.stdout.isatty())):
         raise ConfigError("give --prompt or --messages: a chat needs a terminal and prints no JSON")
@@ -112,7 +112,7 @@ def run(
             )
             stream = guard.unguarded if no_guard else guard.stream
             answer, title = partial(stream, **generation), f"{model}, checks by {guard.checker.name}"
-        if checks.lacks_probe and not no_guard and not json:
+        if checks.lacks_probe and not (no_guard or json or self_check):
             note("no probe for this model: rethink decides")
         if talk is None:
             from ada_guard.cli.chat import chat

@@ -6,9 +6,9 @@ text are kept out of ``repr``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ada_guard.checking import Ask, AskLookahead, AskProbe, Calibration
 from ada_guard.delta import Channel, Fragment, ToolCall
@@ -47,6 +47,7 @@ MAX_FRAGMENTS = 32_768
 MAX_IDS = 32_768
 """Elements of a request. Its bytes are bounded too, but a small element costs a server more than its bytes."""
 
+Asking = TypeVar("Asking", bound="Open | CheckRequest")
 AskKind: TypeAlias = Literal["probe", "lookahead"]
 KINDS: dict[AskKind, type[Ask]] = {"probe": AskProbe, "lookahead": AskLookahead}
 
@@ -107,6 +108,12 @@ class PieceMessage(Message):
         return Piece(token_id=self.token_id, text=self.text, others=others, is_token=self.is_token)
 
 
+def _in_one_form(request: Asking) -> Asking:
+    if request.raw_prompt is not None and request.messages:
+        raise ValueError("messages and raw_prompt exclude each other")
+    return request
+
+
 class Open(Message):
     """Begins a session; fields as in `ada_guard.sidecar.protocol.Conversation`."""
 
@@ -115,6 +122,10 @@ class Open(Message):
     template_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
     raw_prompt: str | None = Field(default=None, repr=False)
     asks: list[AskKind] = Field(min_length=1, max_length=2)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        return _in_one_form(self)
 
 
 class Opened(Message):
@@ -234,6 +245,10 @@ class CheckRequest(Message):
     )
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
     template_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        return _in_one_form(self)
 
 
 class VerdictMessage(Message):

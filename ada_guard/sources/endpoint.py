@@ -136,6 +136,8 @@ class Endpoint:
         fields = {key: value for key, value in {**settings, **(extra_body or {})}.items() if value is not None}
         if reserved := sorted(OURS & fields.keys()):
             raise ConfigError(f"these are not settings of a stream: {', '.join(reserved)}")
+        if "max_new_tokens" in fields:
+            raise ConfigError("an endpoint's field is max_tokens, not max_new_tokens")
         if fields.get("echo"):
             raise ConfigError("echo would mix the prompt into the answer")
         choices = fields.get("n", 1)

@@ -82,7 +82,7 @@ def status_fault(refusal: Refusal, *, prefill: bool = False) -> Fault:
         return Fault(ConfigError(f"{said}, a redirect: put the final address into base_url"))
     if status in {400, 413, 422}:
         hint = "; a server that cannot continue an assistant message needs prefill='reject' or 'plain'"
-        advice = f"check the request's settings and the length of its prompt{hint if prefill else ''}"
+        advice = f"check model, the request's settings and the length of its prompt{hint if prefill else ''}"
         return Fault(ConfigError(f"{said}: it does not take this request; {advice}"))
     return Fault(ConfigError(f"{said}: check base_url, model and the request's settings"))
 
