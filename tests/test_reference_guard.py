@@ -27,9 +27,9 @@ def model() -> LocalModel:
 
 
 def guard(model: LocalModel, checker: str, schedule: Schedule | None = None, **policy: Any) -> Guard:
-    from ada_guard.guard import _CHECKERS
+    from ada_guard.assembly import named_checker
 
-    return Guard(model, checker=_CHECKERS[checker](), policy=Policy(schedule=schedule or Schedule(), **policy))
+    return Guard(model, checker=named_checker(checker), policy=Policy(schedule=schedule or Schedule(), **policy))
 
 
 def case(kind: Any, seed: int = 0, *, long: bool = False) -> tuple[list[dict[str, str]], str]:

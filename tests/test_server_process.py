@@ -40,7 +40,15 @@ class Process:
     def __init__(self, *arguments: str, **environment: str) -> None:
         command = [sys.executable, "-m", "ada_guard.cli", "serve", "--model", "reference", *arguments]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        # A shell that runs us in the background has SIGINT ignored, and children inherit that.
+        self.popen = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert self.popen.stdout is not None
         self.line = self.popen.stdout.readline().strip()
         self.url = self.line.rpartition(" ")[2]

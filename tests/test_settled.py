@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CORPUS, TRAINED, trained_tokenizer
 
+from ada_guard.control import TextEncoder
 from ada_guard.session import Piece
 from ada_guard.sidecar.boundaries import FORCED_AFTER_CHARACTERS, Boundaries
 from ada_guard.sidecar.settled import SettledTokens
@@ -156,20 +157,35 @@ def test_a_tokenizer_without_a_backend_is_cut_by_rule() -> None:
 
 
 @KINDS
-def test_a_delta_costs_little_and_a_long_text_linear_time(kind: str) -> None:
-    """The bounds are ten times what is measured: only another order of growth breaks them."""
-    text = "".join(CORPUS) * 8 + "x" * 2000 + "好" * 2000
+def test_a_long_text_takes_work_in_proportion(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in characters that are looked at for boundaries and encoded, since clocks differ."""
+    looked_at = 0
+    last, encode = Boundaries.last, TextEncoder.encode
 
-    def seconds(text: str) -> float:
+    def counted(self: Boundaries, text: str) -> int:
+        nonlocal looked_at
+        looked_at += len(text)
+        return last(self, text)
+
+    def encoded(self: TextEncoder, text: str, *rest: Any, **more: Any) -> list[int]:
+        nonlocal looked_at
+        looked_at += len(text)
+        return encode(self, text, *rest, **more)
+
+    monkeypatch.setattr(Boundaries, "last", counted)
+    monkeypatch.setattr(TextEncoder, "encode", encoded)
+
+    def work(text: str, step: int) -> int:
+        nonlocal looked_at
+        looked_at = 0
         settled = SettledTokens(trained_tokenizer(kind))
-        started = time.process_time()
-        for at in range(0, len(text), 4):
-            settled.push(text[at : at + 4])
-        return time.process_time() - started
+        for at in range(0, len(text), step):
+            settled.push(text[at : at + step])
+        settled.flush()
+        return looked_at
 
-    seconds(text[:1000])
-    assert seconds(text) / (len(text) / 4) < 0.001
-    huge = SettledTokens(trained_tokenizer(kind))
-    started = time.process_time()
-    huge.push(text)
-    assert (time.process_time() - started) / len(text) < 0.000_25
+    text = "".join(CORPUS) + "x" * 500 + "好" * 500
+    for step in (4, 10**9):
+        once = work(text, step)
+        assert 0 < once < 200 * len(text)
+        assert work(text * 4, step) < 5 * once
