@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from ada_guard.errors import ConfigError
@@ -17,9 +18,34 @@ from ada_guard.steps import Steps
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Exchange", "Transport"]
+__all__ = ["Exchange", "Transport", "checked_url"]
 
 C = TypeVar("C", bound="httpx.Client | httpx.AsyncClient")
+
+
+def checked_url(url: str, *, what: str, example: str) -> str:
+    """A URL without a slash at its end.
+
+    Args:
+        url: As the user gave it.
+        what: How the error calls it.
+        example: One that would do.
+
+    Raises:
+        ConfigError: It is no plain http or https address. The message does not show it: it may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or not (url.isascii() and url.isprintable()) or " " in url:
+        raise ConfigError(f"{what} must be an http or https address, such as {example}")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"{what} must not hold a user name or a password: use api_key or headers")
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ConfigError(f"{what} must not have a query or a fragment")
+    return url.rstrip("/")
 
 
 class Transport:

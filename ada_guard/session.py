@@ -92,11 +92,6 @@ class StreamSession:
         return self._taken + self._dropped
 
     @property
-    def wants_more(self) -> bool:
-        """Whether the source should be asked for its next piece."""
-        return not self.ended and self._due is None and self._finish_reason is None
-
-    @property
     def ended(self) -> bool:
         """Whether the stream is over: finished or cut."""
         return self._outcome is not None

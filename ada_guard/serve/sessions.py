@@ -85,7 +85,6 @@ class Sessions:
         self._worker = worker
         self._sessions: dict[str, Session] = {}
         self._others = 0
-        self._opening = 0
         self._waiting = 0
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ada_guard.checking import Ask, Calibration
 from ada_guard.errors import CheckError, ConfigError
-from ada_guard.http import Transport
+from ada_guard.http import Transport, checked_url
 from ada_guard.policy import Schedule
 from ada_guard.sidecar.calls import CallFault, Calls
 from ada_guard.sidecar.protocol import Conversation
@@ -80,7 +80,11 @@ class HTTPSidecar:
         if not (timeout_s > 0 and connect_s > 0 and backoff_s >= 0 and retries >= 0):
             raise ConfigError("timeout_s and connect_s must be more than 0; retries and backoff_s not negative")
         key = api_key or (os.environ.get(api_key_env) if api_key_env else None)
-        url = _checked_url(url)
+        url = (
+            checked_url(url, what="a sidecar server's URL", example="http://127.0.0.1:8008")
+            .removesuffix("/v1")
+            .rstrip("/")
+        )
         # What goes to this machine itself must not take the way over a proxy that the environment names for others.
         self._settings = {"proxy": proxy, "verify": verify, "trust_env": not is_loopback(urlsplit(url).hostname or "")}
         self._transport = Transport(self._client_settings, client=client, async_client=async_client)
@@ -220,22 +224,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _checked_url(url: str) -> str:
-    """The server's URL without ``/v1`` or a slash at its end. Errors do not show it: it may hold a password."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable or not (url.isascii() and url.isprintable()) or " " in url:
-        raise ConfigError("a sidecar server's URL is an http or https address, such as http://127.0.0.1:8008")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("a sidecar server's URL must not hold a user name or a password: use api_key or headers")
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise ConfigError("a sidecar server's URL must not have a query or a fragment")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _checked_headers(key: str | None, further: Mapping[str, str]) -> dict[str, str]:

@@ -11,15 +11,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ada_guard.errors import ConfigError
-from ada_guard.local.model import LocalModel
 from ada_guard.prompt import Prompt, require_variables
 from ada_guard.sidecar.plain_turns import STEPS, Talk
 from ada_guard.sidecar.protocol import Conversation
 from ada_guard.sidecar.request_messages import arguments_as_object, arguments_as_text, read_messages
 from ada_guard.template import render
+
+if TYPE_CHECKING:
+    from ada_guard.local.model import LocalModel
 
 __all__ = ["View", "view_of"]
 

@@ -8,10 +8,9 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from ada_guard.errors import ConfigError
-from ada_guard.http import Transport
+from ada_guard.http import Transport, checked_url
 from ada_guard.sources.endpoint_stream import EndpointStream, Limits, Request
 from ada_guard.sources.openai_chunks import API
 from ada_guard.steps import Steps
@@ -98,7 +97,9 @@ class Endpoint:
     _headers: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", checked_base_url(self.base_url))
+        object.__setattr__(
+            self, "base_url", checked_url(self.base_url, what="base_url", example="http://127.0.0.1:8000/v1")
+        )
         if not self.model:
             raise ConfigError("an endpoint needs the name of a model")
         if self.api not in PATHS:
@@ -220,26 +221,6 @@ class Endpoint:
                 raise ConfigError("verify names a file of certificates that cannot be read")
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         return {"verify": verify, "proxy": self.proxy, "limits": limits}
-
-
-def checked_base_url(url: str) -> str:
-    """The base URL without a slash at its end.
-
-    Raises:
-        ConfigError: It is no plain http or https address. The message does not show it: it may hold a password.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable or not (url.isascii() and url.isprintable()) or " " in url:
-        raise ConfigError("base_url must be an http or https address, such as http://127.0.0.1:8000/v1")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("base_url must not hold a user name or a password: use api_key or headers")
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise ConfigError("base_url must not have a query or a fragment")
-    return url.rstrip("/")
 
 
 def _is_prompt(prompt: Any) -> bool:
