@@ -69,13 +69,13 @@ def load_model(model: str | Path, probe: str | Path | StateProbe | None, **model
 
 
 def sidecar_for(
-    endpoint: Endpoint,
+    endpoint: Endpoint | None,
     sidecar: Sidecar | LocalModel | str | Path,
     *,
     tokenizer: str | Path | None,
     probe: str | Path | StateProbe | None,
 ) -> Sidecar | LocalModel:
-    """What judges an endpoint; see `Guard.for_endpoint`.
+    """What judges an endpoint, or None: whatever is pushed; see `Guard.for_endpoint` and `Guard.for_sidecar`.
 
     Raises:
         ConfigError: It cannot be had.
@@ -95,6 +95,8 @@ def sidecar_for(
         return load_model(sidecar, probe)
     from ada_guard.sidecar.endpoint_rethink import EndpointRethink
 
+    if endpoint is None:
+        raise ConfigError('sidecar="self" belongs to Guard.for_endpoint: here nothing generates that could be asked')
     if tokenizer is None:
         raise ConfigError('sidecar="self" needs tokenizer=, the id or folder of the endpoint\'s tokenizer')
     return EndpointRethink(endpoint, tokenizer)

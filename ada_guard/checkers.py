@@ -97,7 +97,7 @@ class RethinkChecker:
     """
 
     lookahead_tokens: int = LOOKAHEAD_TOKENS
-    matcher: RefusalMatcher = field(default_factory=_bundled_matcher, repr=False)
+    matcher: RefusalMatcher = field(default_factory=_bundled_matcher)
     name: str = "rethink"
 
     def __post_init__(self) -> None:

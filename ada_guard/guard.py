@@ -224,6 +224,46 @@ class Guard:
         judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe)
         return cls(endpoint, sidecar=judge, checker=checker, policy=policy, shared_tokenizer=shared_tokenizer)
 
+    @classmethod
+    def for_sidecar(
+        cls,
+        sidecar: Sidecar | LocalModel | str | Path,
+        *,
+        probe: str | Path | StateProbe | None = None,
+        check: CheckName | Checker | None = None,
+        policy: Policy | None = None,
+    ) -> Guard:
+        """A guard on streams that something else generates: another library's model, a session, finished answers.
+
+        Args:
+            sidecar: What judges: the URL of a sidecar server (`ada-guard serve`), a Hugging Face id or folder to load
+                here, ``"reference"``, a loaded local model, or a sidecar.
+            probe: As in `from_pretrained`, for a sidecar that is loaded here.
+            check: As in `from_pretrained`.
+            policy: When to check and what to do then.
+
+        Raises:
+            ConfigError: A setting that cannot work.
+        """
+        checker = named_checker(check)
+        return cls(sidecar=sidecar_for(None, sidecar, tokenizer=None, probe=probe), checker=checker, policy=policy)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this guard from another one, as JSON types: what a cache of guarded answers must have in its key.
+
+        Models count by name, functions by their qualified name.
+        """
+        judge = self._local if self._judges_itself else self._sidecar
+        return {
+            "generates": getattr(self._local or self.endpoint, "identity", None),
+            "judges": getattr(judge, "identity", None) or type(judge).__qualname__,
+            "checker": repr(self._wanted_checker),
+            "policy": repr(self.policy),
+            "replacement": self.policy.replacement_name,
+            "check_pass": self.check_pass,
+        }
+
     # -- streams of the guard's own source ------------------------------------------------------------------------
 
     def stream(

@@ -160,6 +160,13 @@ class Policy:
         if not (isinstance(self.replacement, (str, OwnRefusal)) or callable(self.replacement)):
             raise ConfigError("replacement must be a text, an OwnRefusal or a function of the verdict")
 
+    @property
+    def replacement_name(self) -> str:
+        """The replacement as a text that tells it from others: what a function is called, all else as it is."""
+        if callable(self.replacement):
+            return f"{self.replacement.__module__}.{getattr(self.replacement, '__qualname__', '')}"
+        return str(self.replacement)
+
     def replacement_for(self, verdict: Verdict | None) -> str:
         """The text that takes the place of what was cut; `verdict` is None after an error."""
         if isinstance(self.replacement, str):

@@ -6,6 +6,7 @@ is a prefix of the folded form: that is what makes every decision independent of
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 import unicodedata
@@ -224,7 +225,7 @@ class RefusalMatcher:
     text, since words such as "illegal" or "disclaimer" occur in harmless answers too.
     """
 
-    __slots__ = ("_companions", "_connective", "_openers", "_strict")
+    __slots__ = ("_companions", "_connective", "_key", "_openers", "_strict")
 
     def __init__(self, phrases: Iterable[str] | None = None, languages: Sequence[str] | None = None) -> None:
         bundled = _bundled()
@@ -236,6 +237,7 @@ class RefusalMatcher:
             return [phrase for language in chosen for phrase in bundled[language].get(key, ())]
 
         refusals, stems = (listed("refusals"), listed("stems")) if phrases is None else (list(phrases), [])
+        self._key = hashlib.sha256(repr((chosen, refusals, stems)).encode()).hexdigest()[:16]
         joining = (connectives := listed("connectives")) + listed("linkers")
         words = frozenset(phrase[0] for phrase in map(_words, joining) if len(phrase) == 1)
         shared = _tree(blocked=listed("not_after_stem")), _tree(adverb=listed("adverbs")), words
@@ -247,6 +249,10 @@ class RefusalMatcher:
         longest_first = sorted(connectives, key=len, reverse=True)
         bounded = (phrase if "\u3040" <= phrase[0] <= "\u9fff" else rf"\b{phrase}\b" for phrase in longest_first)
         self._connective = re.compile("|".join(bounded), re.IGNORECASE)
+
+    def __repr__(self) -> str:
+        """Tells matchers of different phrases apart, without showing them."""
+        return f"RefusalMatcher({self._key})"
 
     def decide(self, text: str, *, complete: bool = False) -> bool | None:
         """Whether the text refuses: True, False, or None while more text is needed.

@@ -244,6 +244,7 @@ class ScriptedSidecar:
     reads_source_ids = False
 
     def __init__(self, unsafe: str = UNSAFE) -> None:
+        self.identity = f"scripted {unsafe}"
         self._unsafe = unsafe
         self.followed: list[ScriptedFollowing] = []
 
@@ -278,7 +279,7 @@ class _ScriptedProbe:
 class ScriptedModel:
     """Stands where a guard keeps its model."""
 
-    name = "scripted"
+    name = identity = "scripted"
     probe = _ScriptedProbe()
     tokenizer = encode = None
 

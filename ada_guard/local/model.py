@@ -101,6 +101,11 @@ class LocalModel:
             )
             self.probe = probe.to(model.device)
 
+    @property
+    def identity(self) -> str:
+        """What tells it from others: its name, the form of its header, the thresholds of its probe."""
+        return f"{self.name} {self.spec.rethink.ids} {None if self.probe is None else self.probe.calibration}"
+
     @classmethod
     def from_pretrained(
         cls,

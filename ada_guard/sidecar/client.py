@@ -98,6 +98,7 @@ class HTTPSidecar:
             backoff_s=backoff_s,
         )
         self._expected_model = expected_model
+        self.identity = f"{url} {expected_model or ''}".strip()
         self._coalesce = coalesce
         self.info: Info | None = None
 

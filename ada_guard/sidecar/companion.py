@@ -70,6 +70,11 @@ class LocalSidecar:
         self._has_warned = False
 
     @property
+    def identity(self) -> str:
+        """The model's."""
+        return self.model.identity
+
+    @property
     def name(self) -> str:
         """The model's."""
         return self.model.name

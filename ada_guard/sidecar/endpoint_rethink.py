@@ -90,6 +90,11 @@ class EndpointRethink:
         self._asked = {name: value for name, value in asked.items() if value is not None}
 
     @property
+    def identity(self) -> str:
+        """The endpoint's."""
+        return self._endpoint.identity
+
+    @property
     def name(self) -> str:
         """The model's name at the endpoint."""
         return self._endpoint.model

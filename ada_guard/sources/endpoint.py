@@ -112,6 +112,11 @@ class Endpoint:
         transport = Transport(self._client_settings, client=self.client, async_client=self.async_client)
         object.__setattr__(self, "_transport", transport)
 
+    @property
+    def identity(self) -> str:
+        """What tells it from others: where it is, and the model there."""
+        return f"{self.base_url} {self.api} {self.model}"
+
     def open(
         self,
         messages: Sequence[Mapping[str, Any]] | None = None,

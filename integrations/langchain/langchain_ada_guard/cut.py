@@ -1,0 +1,120 @@
+"""What a cut leaves in LangChain: the message that stands in the place of the answer, and the errors that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core import exceptions
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+
+from ada_guard import Check, Done, Event, Halt, Replace
+from ada_guard.delta import Usage
+from ada_guard.errors import AdaGuardError
+from ada_guard.policy import DEFAULT_REPLACEMENT
+
+__all__ = [
+    "METADATA_KEY",
+    "StructuredOutputCutError",
+    "cut_of",
+    "metadata_of",
+    "refusal_error",
+    "replacement_only",
+    "usage_after",
+]
+
+METADATA_KEY = "ada_guard"
+"""Under it ``response_metadata`` says what a cut was."""
+
+
+def metadata_of(events: Sequence[Event]) -> dict[str, Any]:
+    """The entry of ``response_metadata`` for the events of a stream that was cut: plain JSON types, no text.
+
+    ``verdict`` is ``"flag"``, or ``"unchecked"`` where a check could not be made. ``replacement_chars`` is how many
+    characters at the end of the message are the replacement.
+    """
+    last = [event for event in events if isinstance(event, Check)][-1:]
+    halt = next(event for event in events if isinstance(event, Halt))
+    done = next((event for event in events if isinstance(event, Done)), None)
+    entry: dict[str, Any] = {
+        "verdict": "flag" if halt.reason == "flag" else "unchecked",
+        "depth": halt.depth,
+        "released_depth": halt.released_depth,
+        "checks": done.checks if done else len([event for event in events if isinstance(event, Check)]),
+        "replacement_chars": sum(len(event.text) for event in events if isinstance(event, Replace)),
+    }
+    for check in last:
+        entry |= {
+            "checker": check.checker,
+            "reason": check.reason,
+            "harm_probability": check.harm_probability,
+            "threshold": check.threshold,
+            "partial_view": check.partial_view,
+        }
+    return entry
+
+
+def cut_of(message: BaseMessage) -> dict[str, Any] | None:
+    """What a message's metadata say of a cut; None if the guard did not cut it."""
+    entry = message.response_metadata.get(METADATA_KEY)
+    return entry if isinstance(entry, dict) else None
+
+
+def replacement_only(message: AIMessage) -> AIMessage:
+    """A message for a history: after a cut the replacement alone, without the text that a stream had shown before it.
+
+    `invoke` gives such messages by itself. Chunks of a stream that were added up hold released text and replacement:
+    pass the sum through here before it is kept. A message that was not cut is returned as it is.
+
+    Args:
+        message: What the guarded model answered.
+    """
+    entry = cut_of(message)
+    if entry is None:
+        return message
+    characters = entry.get("replacement_chars", 0)
+    kept = str(message.text)[-characters:] if characters else ""
+    return AIMessage(
+        content=kept or DEFAULT_REPLACEMENT,  # a turn without content is refused by many providers
+        id=message.id,
+        name=message.name,
+        response_metadata={
+            # What else is nested there, such as log probabilities, belongs to the text that is gone.
+            key: value
+            for key, value in message.response_metadata.items()
+            if key == METADATA_KEY or not isinstance(value, list | dict)
+        },
+        usage_metadata=message.usage_metadata,
+    )
+
+
+def refusal_error(message: BaseMessage) -> Any:
+    """What a caller gets who asked for structured output, after a cut.
+
+    langchain-core's own ``ModelRefusalError`` where it has one (1.7.5 and later), `StructuredOutputCutError` elsewhere.
+    """
+    said = "the answer was cut by ada-guard: there is no structured output"
+    standard = getattr(exceptions, "ModelRefusalError", None)
+    return StructuredOutputCutError(said) if standard is None else standard(said, raw_message=message)
+
+
+class StructuredOutputCutError(AdaGuardError):
+    """The answer was cut, so that there is no structured output. On langchain-core without `ModelRefusalError`."""
+
+
+def usage_after(shown: UsageMetadata | None, stated_input: int, counted: Usage | None) -> UsageMetadata:
+    """The usage of the last chunk of a stream that was cut: what makes the sum over all chunks right.
+
+    Args:
+        shown: The sum over the chunks that have passed.
+        stated_input: Input tokens as the model inside stated them; 0 if it did not.
+        counted: The guard's own count.
+    """
+    before_in = shown["input_tokens"] if shown else 0
+    before_out = shown["output_tokens"] if shown else 0
+    input_tokens = max(0, (stated_input or (counted.prompt_tokens if counted else 0) or 0) - before_in)
+    output_tokens = max(0, (counted.completion_tokens if counted else 0) - before_out)
+    return UsageMetadata(
+        input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens
+    )
