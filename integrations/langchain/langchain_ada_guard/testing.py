@@ -46,7 +46,7 @@ def call_chunks(
 
     def chunk(index: int, piece: str) -> AIMessageChunk:
         head: dict[str, Any] = {"name": name, "id": call_id} if index == 0 else {"name": None, "id": None}
-        return AIMessageChunk(content="", id=id, tool_call_chunks=[{**head, "args": piece, "index": 0}])  # type: ignore[typeddict-item]
+        return AIMessageChunk(content="", id=id, tool_call_chunks=[{**head, "args": piece, "index": 0}])
 
     chunks = [chunk(index, piece) for index, piece in enumerate(pieces)]
     last = AIMessageChunk(
