@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ENGINES := .venv-engines
+LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines lint types format docs bench reference measure clean
+.PHONY: help demo test test-matrix test-engines lint types format docs bench reference measure clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +22,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run integrations/langchain/pyproject.toml integrations/llama-index/pyproject.toml requirements-dev.txt
-	$(PIP) -e '.[all]' -e integrations/langchain -e integrations/llama-index -r requirements-dev.txt
+	$(PIP) -e '.[all]' -e 'integrations/langchain[agents]' -e integrations/llama-index -r requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.run ## watch an attack with and without the guard
@@ -29,6 +30,18 @@ demo: $(VENV)/.run ## watch an attack with and without the guard
 
 test: $(VENV)/.dev ## run all tests
 	$(BIN)/python -m pytest -q
+
+# The oldest LangChain that its package supports, everything else as in constraints.txt.
+$(LOWEST)/.ready: pyproject.toml constraints.txt requirements-dev.txt integrations/langchain/pyproject.toml integrations/langchain/tests/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -vE '^(langchain|langgraph|langsmith)' constraints.txt > $(LOWEST)/constraints.txt
+	cat integrations/langchain/tests/lowest.txt >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[local,serve]' -e 'integrations/langchain[agents]' -r requirements-dev.txt
+	@touch $@
+
+test-matrix: $(LOWEST)/.ready ## run LangChain's tests on the oldest versions that are supported
+	$(LOWEST)/bin/python -m pytest -q integrations/langchain
 
 # An environment for the server alone: vLLM and we want different versions of transformers. The audio and image builds
 # that come with it were not made for this torch, and vLLM fails to start when it finds them.
@@ -71,5 +84,5 @@ measure: $(VENV)/.dev ## the reference model's table: writes benchmarks/results/
 	$(BIN)/python -m ada_guard.reference.measure
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) $(ENGINES) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(ENGINES) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
