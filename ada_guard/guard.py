@@ -262,6 +262,7 @@ class Guard:
             "policy": repr(self.policy),
             "replacement": self.policy.replacement_name,
             "check_pass": self.check_pass,
+            "shared_tokenizer": self._shared_tokenizer,
         }
 
     # -- streams of the guard's own source ------------------------------------------------------------------------

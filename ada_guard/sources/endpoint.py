@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "Timeouts"]
 
 PATHS: dict[API, str] = {"chat": "/chat/completions", "completions": "/completions"}
-OURS = frozenset({"model", "messages", "prompt", "stream", "tools"})
+OURS = frozenset({"messages", "prompt", "stream", "tools"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,8 @@ class Endpoint:
             prompt: Text or token ids, for ``api="completions"``.
             tools: Tool definitions.
             extra_body: Further fields of the request, such as ``cache_salt`` and ``return_token_ids``.
-            **settings: Further fields too (``max_tokens``, ``temperature``, ``stop``, ``seed``, ``n``). None is left
-                out.
+            **settings: Further fields too (``max_tokens``, ``temperature``, ``stop``, ``seed``, ``n``; ``model`` for
+                another one of the same server). None is left out.
 
         Raises:
             ConfigError: A combination that cannot be streamed and guarded.
