@@ -7,24 +7,26 @@ checked.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import model_validator
 
 from ada_guard import ConfigError, Event, Guard, Policy
 from langchain_ada_guard.guarded import GuardedChat, whole_answer
+from langchain_ada_guard.inner import as_chunk, choices, streams, with_generations
 from langchain_ada_guard.messages import guard_messages, guard_tools
 from langchain_ada_guard.relay import Relay
 from langchain_ada_guard.report import Reporter
 from langchain_ada_guard.rewrap import swap_models
 from langchain_ada_guard.structured import refusing
-from langchain_ada_guard.unobserved import unobserved
+from langchain_ada_guard.unobserved import in_context, unobserved
 
 __all__ = ["ChatAdaGuard", "guard_model"]
 
@@ -34,7 +36,6 @@ _TAKEN_OVER = (
     "disable_streaming",
     "cache",
     "tags",
-    "profile",
     "custom_get_token_ids",
 )
 """Settings that LangChain applies around a model, so that the model inside would not apply them any more."""
@@ -65,6 +66,7 @@ class ChatAdaGuard(GuardedChat):
         for name in _TAKEN_OVER:
             if name not in self.model_fields_set:
                 setattr(self, name, getattr(self.inner, name, None))
+        self.profile = self.profile or self.inner.profile
         self.metadata = {**(self.inner.metadata or {}), **(self.metadata or {})}
         return self
 
@@ -74,7 +76,8 @@ class ChatAdaGuard(GuardedChat):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self.inner._identifying_params, **super()._identifying_params}
+        view = {"template_kwargs": dict(self.template_kwargs)} if self.template_kwargs else {}
+        return {**self.inner._identifying_params, **super()._identifying_params, **view}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
         return self.inner._get_ls_params(stop=stop, **kwargs)
@@ -142,9 +145,10 @@ class ChatAdaGuard(GuardedChat):
     def _events(
         self, passage: Relay, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
     ) -> Generator[Event, None, None]:
-        kind = self._inner_streams(settings)
+        kind = streams(self.inner, settings)
         if kind["sync"]:
-            chunks = self.inner._stream(messages, stop=stop, **settings)
+            with unobserved():
+                chunks = self.inner._stream(messages, stop=stop, **settings)
         else:
             chunks = self._whole_chunk(messages, stop, settings)
         return self.guard.stream_from(passage.deltas(chunks), **self._asked(messages, settings))
@@ -152,14 +156,16 @@ class ChatAdaGuard(GuardedChat):
     def _aevents(
         self, passage: Relay, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
     ) -> AsyncGenerator[Event, None]:
-        kind = self._inner_streams(settings)
+        kind = streams(self.inner, settings)
         asked = self._asked(messages, settings)
         if kind["async"]:
-            chunks = self.inner._astream(messages, stop=stop, **settings)
+            with unobserved():
+                chunks = self.inner._astream(messages, stop=stop, **settings)
         elif kind["sync"]:
             # Driven here, on a worker thread: LangChain's own bridge would leave it running after a cut.
-            steps = passage.deltas(self.inner._stream(messages, stop=stop, **settings))
-            return self.guard.astream_from(steps, **asked)
+            with unobserved():
+                steps = in_context(copy_context(), self.inner._stream(messages, stop=stop, **settings))
+            return self.guard.astream_from(passage.deltas(steps), **asked)
         else:
             chunks = self._awhole_chunk(messages, stop, settings)
         return self.guard.astream_from(passage.adeltas(chunks), **asked)
@@ -171,20 +177,20 @@ class ChatAdaGuard(GuardedChat):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        if self._inner_streams(kwargs)["sync"] and self.stream_invoke and self._choices(kwargs) == 1:
+        if streams(self.inner, kwargs)["sync"] and self.stream_invoke and choices(self.inner, kwargs) == 1:
             return super()._generate(messages, stop, run_manager, **kwargs)
         with unobserved():
             result = self.inner._generate(messages, stop=stop, **kwargs)
         judged = []
         for generation in result.generations:
-            passage, reporter = self._passage(), Reporter(self.callbacks)
+            passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
             chunks: list[ChatGenerationChunk] = []
             deltas = passage.deltas(iter([as_chunk(generation)]))
             for event in self.guard.stream_from(deltas, **self._asked(messages, kwargs)):
                 reporter.tell(event)
                 chunks += passage.chunks(event)
             judged.append(whole_answer(chunks).generations[0] if passage.cut else generation)
-        return _with(result, judged)
+        return with_generations(result, judged)
 
     async def _agenerate(
         self,
@@ -193,20 +199,20 @@ class ChatAdaGuard(GuardedChat):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        if any(self._inner_streams(kwargs).values()) and self.stream_invoke and self._choices(kwargs) == 1:
+        if any(streams(self.inner, kwargs).values()) and self.stream_invoke and choices(self.inner, kwargs) == 1:
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
         with unobserved():
             result = await self.inner._agenerate(messages, stop=stop, **kwargs)
         judged = []
         for generation in result.generations:
-            passage, reporter = self._passage(), Reporter(self.callbacks)
+            passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
             chunks: list[ChatGenerationChunk] = []
             deltas = passage.deltas(iter([as_chunk(generation)]))
             async for event in self.guard.astream_from(deltas, **self._asked(messages, kwargs)):
                 await reporter.atell(event)
                 chunks += passage.chunks(event)
             judged.append(whole_answer(chunks).generations[0] if passage.cut else generation)
-        return _with(result, judged)
+        return with_generations(result, judged)
 
     def _asked(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the answer answers, as the guard takes it."""
@@ -215,17 +221,6 @@ class ChatAdaGuard(GuardedChat):
             "tools": guard_tools(settings.get("tools") or settings.get("functions")),
             "template_kwargs": self.template_kwargs,
         }
-
-    def _inner_streams(self, settings: Mapping[str, Any]) -> dict[str, bool]:
-        """In which ways the model inside streams, if it was not told not to."""
-        kind, opted_out = type(self.inner), _streaming_disabled(self.inner, settings)
-        return {
-            "sync": kind._stream is not BaseChatModel._stream and not opted_out,
-            "async": kind._astream is not BaseChatModel._astream and not opted_out,
-        }
-
-    def _choices(self, settings: Mapping[str, Any]) -> int:
-        return settings.get("n") or getattr(self.inner, "n", None) or 1
 
     def _whole_chunk(
         self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
@@ -266,6 +261,8 @@ def guard_model(
     Raises:
         ConfigError: There is no chat model in it; neither a guard nor a sidecar was given, or both.
     """
+    if not isinstance(guard, Guard | None):
+        raise ConfigError(f"guard_model takes a Guard, not a {type(guard).__name__}: give what judges as sidecar=")
     if guard is None:
         if sidecar is None:
             raise ConfigError("guard_model needs something that judges: give a guard, or sidecar=")
@@ -283,28 +280,3 @@ def guard_model(
             "or settings bound to it"
         )
     return guarded
-
-
-def as_chunk(generation: ChatGeneration) -> ChatGenerationChunk:
-    """A whole answer as the only chunk of a stream."""
-    message: Any = generation.message
-    if not isinstance(message, AIMessage):
-        raise ConfigError(f"a chat model answered with a {type(message).__name__} where an AIMessage was expected")
-    if not isinstance(message, AIMessageChunk):
-        fields = {name: getattr(message, name) for name in AIMessage.model_fields if name != "type"}
-        message = AIMessageChunk(**fields, chunk_position="last")
-    return ChatGenerationChunk(message=message, generation_info=generation.generation_info)
-
-
-def _with(result: ChatResult, generations: list[ChatGeneration]) -> ChatResult:
-    """The same result; what a provider says of the whole answer goes with it where any of it was cut."""
-    untouched = all(after is before for after, before in zip(generations, result.generations, strict=True))
-    return result if untouched else ChatResult(generations=generations)
-
-
-def _streaming_disabled(model: BaseChatModel, settings: Mapping[str, Any]) -> bool:
-    """Whether a model was told not to stream."""
-    disabled = model.disable_streaming
-    told = "streaming" in model.model_fields_set and getattr(model, "streaming", None) is False
-    unwanted = "stream" in settings and not settings["stream"]
-    return disabled is True or (disabled == "tool_calling" and bool(settings.get("tools"))) or told or unwanted

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core import exceptions
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGenerationChunk
 
 from ada_guard import Check, Done, Event, Halt, Replace
 from ada_guard.delta import Usage
@@ -17,6 +18,7 @@ from ada_guard.policy import DEFAULT_REPLACEMENT
 __all__ = [
     "METADATA_KEY",
     "StructuredOutputCutError",
+    "cut_chunk",
     "cut_of",
     "metadata_of",
     "refusal_error",
@@ -55,6 +57,38 @@ def metadata_of(events: Sequence[Event]) -> dict[str, Any]:
     return entry
 
 
+def cut_chunk(
+    events: Sequence[Event],
+    usage: UsageMetadata | None,
+    *,
+    message_id: str | None = None,
+    model_name: str | None = None,
+    block: int | None = None,
+) -> ChatGenerationChunk:
+    """The chunk that ends a stream that was cut: the replacement, and what the cut was.
+
+    Args:
+        events: Those of the stream, its texts aside.
+        usage: What makes the sum over all chunks right.
+        message_id: That of the chunks before.
+        model_name: Of the model; None where a chunk before has said it, since names that are merged become one.
+        block: Where the chunks before hold content blocks, the number of the next one.
+    """
+    metadata: dict[str, Any] = {"finish_reason": "content_filter", METADATA_KEY: metadata_of(events)}
+    if model_name:
+        metadata["model_name"] = model_name
+    text = "".join(event.text for event in events if isinstance(event, Replace))
+    return ChatGenerationChunk(
+        message=AIMessageChunk(
+            content=text if block is None else [{"type": "text", "text": text, "index": block}],
+            id=message_id,
+            response_metadata=metadata,
+            usage_metadata=usage,
+            chunk_position="last",
+        )
+    )
+
+
 def cut_of(message: BaseMessage) -> dict[str, Any] | None:
     """What a message's metadata say of a cut; None if the guard did not cut it."""
     entry = message.response_metadata.get(METADATA_KEY)
@@ -75,8 +109,9 @@ def replacement_only(message: AIMessage) -> AIMessage:
         return message
     characters = entry.get("replacement_chars", 0)
     kept = str(message.text)[-characters:] if characters else ""
+    kept = kept or DEFAULT_REPLACEMENT  # a turn without content is refused by many providers
     return AIMessage(
-        content=kept or DEFAULT_REPLACEMENT,  # a turn without content is refused by many providers
+        content=[{"type": "text", "text": kept}] if message.response_metadata.get("output_version") == "v1" else kept,
         id=message.id,
         name=message.name,
         response_metadata={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ __all__ = ["ChunkGate"]
 class _Held:
     chunk: ChatGenerationChunk
     seen: Seen
-    owed: Counter[Channel]
+    owed: dict[Channel, int]
+    """Characters that must be released before it passes, by channel."""
 
 
 class ChunkGate:
@@ -33,14 +34,14 @@ class ChunkGate:
     def __init__(self) -> None:
         self._reader = MessageReader()
         self._held: deque[_Held] = deque()
-        self._credit: Counter[Channel] = Counter()
+        self._credit: defaultdict[Channel, int] = defaultdict(int)
 
     def take(self, chunk: ChatGenerationChunk) -> tuple[Fragment, ...]:
         """Holds the next chunk back; returns what the guard must see of it."""
         seen = self._reader.read(chunk.message)
-        owed: Counter[Channel] = Counter()
+        owed: dict[Channel, int] = {}
         for fragment in seen.fragments:
-            owed[fragment.channel] += len(fragment.text)
+            owed[fragment.channel] = owed.get(fragment.channel, 0) + len(fragment.text)
         self._held.append(_Held(chunk, seen, owed))
         return seen.fragments
 
@@ -61,12 +62,13 @@ class ChunkGate:
                 yield from empty
                 yield part
                 return
-            self._credit -= held.owed
+            for paid, owed in held.owed.items():
+                self._credit[paid] -= owed
             self._held.popleft()
             yield from empty
             empty.clear()
             yield held.chunk
-        self._held.extendleft(_Held(chunk, Seen(), Counter()) for chunk in reversed(empty))
+        self._held.extendleft(_Held(chunk, Seen(), {}) for chunk in reversed(empty))
 
     def finish(self) -> Iterator[ChatGenerationChunk]:
         """Everything else: the answer has ended, and all of it is released."""
@@ -89,6 +91,6 @@ class ChunkGate:
         first, second = split(held.chunk.message, place, characters)
         info = held.chunk.generation_info
         held.chunk = ChatGenerationChunk(message=second, generation_info=info)
-        held.owed = Counter({channel: owed - characters})
+        held.owed = {channel: owed - characters}
         self._credit[channel] = 0
         return ChatGenerationChunk(message=first)

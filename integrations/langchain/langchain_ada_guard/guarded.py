@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import Field, InstanceOf
 
 from ada_guard import Event, Guard
 from ada_guard.errors import GenerationError
-from langchain_ada_guard.cut import replacement_only
+from langchain_ada_guard.caching import LastingAnswers, cache_in_use, without_prefix
 from langchain_ada_guard.report import Reporter
 
 __all__ = ["GuardedChat", "Passage"]
@@ -78,8 +78,7 @@ class GuardedChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        del run_manager  # who observes this call is told by LangChain itself, of what is yielded here
-        passage, reporter = self._passage(), Reporter(self.callbacks)
+        passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
         try:
             with closing(self._events(passage, messages, stop, kwargs)) as events:
                 for event in events:
@@ -98,8 +97,7 @@ class GuardedChat(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        del run_manager
-        passage, reporter = self._passage(), Reporter(self.callbacks)
+        passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
         try:
             async with aclosing(self._aevents(passage, messages, stop, kwargs)) as events:
                 async for event in events:
@@ -112,6 +110,33 @@ class GuardedChat(BaseChatModel):
         if passage.failure is not None:
             raise passage.failure
 
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """As LangChain does it; where somebody watches the run it adds up the chunks by itself, shown text and all."""
+        model = self._caching()
+        return _kept(super(GuardedChat, model)._generate_with_cache(messages, stop, run_manager, **kwargs))
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """As `_generate_with_cache`, for async code."""
+        model = self._caching()
+        return _kept(await super(GuardedChat, model)._agenerate_with_cache(messages, stop, run_manager, **kwargs))
+
+    def _caching(self) -> GuardedChat:
+        """This model; where there is a cache, with one that keeps what lasts."""
+        cache = cache_in_use(self.cache)
+        return self if cache is None else self.model_copy(update={"cache": LastingAnswers(cache)})
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -119,8 +144,7 @@ class GuardedChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        del run_manager
-        with closing(self._stream(messages, stop, **kwargs)) as chunks:  # type: ignore[type-var]  # it is a generator
+        with closing(self._stream(messages, stop, run_manager, **kwargs)) as chunks:  # type: ignore[type-var]  # it is a generator
             return whole_answer(list(chunks))
 
     async def _agenerate(
@@ -130,15 +154,16 @@ class GuardedChat(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        del run_manager
-        async with aclosing(self._astream(messages, stop, **kwargs)) as chunks:  # type: ignore[type-var]  # likewise
+        async with aclosing(self._astream(messages, stop, run_manager, **kwargs)) as chunks:  # type: ignore[type-var]  # likewise
             return whole_answer([chunk async for chunk in chunks])
 
 
 def whole_answer(chunks: Sequence[ChatGenerationChunk]) -> ChatResult:
     """The chunks of an answer put together; after a cut the replacement alone."""
-    result = generate_from_stream(iter(chunks))
-    message = result.generations[0].message
-    if isinstance(message, AIMessage) and (kept := replacement_only(message)) is not message:
-        return ChatResult(generations=[ChatGeneration(message=kept)])
-    return result
+    return _kept(generate_from_stream(iter(chunks)))
+
+
+def _kept(result: ChatResult) -> ChatResult:
+    generations: list[Any] = [without_prefix(generation) for generation in result.generations]
+    untouched = all(after is before for after, before in zip(generations, result.generations, strict=True))
+    return result if untouched else ChatResult(generations=generations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -15,8 +15,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
-from langchain_ada_guard.fragments import arguments_text
+from langchain_ada_guard.fragments import CALLS, MessageReader
 
 __all__ = ["guard_messages", "guard_tools"]
 
@@ -27,10 +28,10 @@ _ROLES: Mapping[type[BaseMessage], str] = {
     ToolMessage: "tool",
     FunctionMessage: "function",
 }
-_CALLS = frozenset(
-    {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call", "input_json_delta"}
-)
-"""Kinds of content blocks that stand a second time in ``tool_calls``."""
+_DECLARATIONS = ("function_declarations", "functionDeclarations")
+"""Google puts several functions into one tool."""
+_OWN_KINDS = (None, "function", "custom", "object")
+"""What the ``type`` of a tool is that the application runs; every other is of one that a provider runs."""
 
 
 def guard_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -52,32 +53,49 @@ def guard_tools(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
     Args:
         tools: The ``tools`` of a request, as ``bind_tools`` left them.
     """
-    return [tool for tool in map(_guard_tool, tools or ()) if tool is not None] or None
+    return [found for tool in tools or () for found in _guard_tool(tool)] or None
 
 
 def _guard_message(message: BaseMessage) -> dict[str, Any]:
-    content = message.content
-    if not isinstance(content, str):
-        content = [part for part in content if not (isinstance(part, dict) and part.get("type") in _CALLS)]
-    found: dict[str, Any] = {"role": _role(message), "content": content}
+    found: dict[str, Any] = {"role": _role(message), "content": message.content}
     if message.name:
         found["name"] = message.name
     if isinstance(message, ToolMessage):
         found["tool_call_id"] = message.tool_call_id
-    if isinstance(message, AIMessage):
-        calls = [
+    return {**found, **_said(message)} if isinstance(message, AIMessage) else found
+
+
+def _said(message: AIMessage) -> dict[str, Any]:
+    """What a model has said, as it was shown to the guard when the model said it."""
+    seen = MessageReader().read(message)
+    found: dict[str, Any] = {}
+    said = [fragment.text for fragment in seen.fragments if fragment.channel in ("text", "refusal")]
+    if not isinstance(message.content, str):
+        others = [block for block in message.content if isinstance(block, dict) and not _is_read(block)]
+        found["content"] = [*({"type": "text", "text": text} for text in said), *others]
+    elif said != [message.content]:
+        found["content"] = "".join(said)
+    if reasoning := "".join(fragment.text for fragment in seen.fragments if fragment.channel == "reasoning"):
+        found["reasoning_content"] = reasoning
+    calls = [(fragment.call, fragment.text) for fragment in seen.fragments if fragment.call is not None]
+    if calls:
+        found["tool_calls"] = [
             {
                 "type": "function",
-                "id": call["id"] or str(index),
-                "function": {"name": call["name"] or "", "arguments": arguments_text(call["args"])},
+                "id": call.id or str(call.index),
+                "function": {"name": call.name or "", "arguments": arguments},
             }
-            for index, call in enumerate([*message.tool_calls, *message.invalid_tool_calls])
+            for call, arguments in calls
         ]
-        if calls:
-            found["tool_calls"] = calls
-        if isinstance(reasoning := message.additional_kwargs.get("reasoning_content"), str):
-            found["reasoning_content"] = reasoning
     return found
+
+
+def _is_read(block: dict[str, Any]) -> bool:
+    """Whether the guard sees a block of a model's answer as text, or as a call."""
+    if str(block.get("type")) in CALLS:
+        return True
+    alone = MessageReader().read(AIMessage(content=[block]))
+    return bool(alone.fragments) and not alone.whole
 
 
 def _role(message: BaseMessage) -> str:
@@ -88,8 +106,19 @@ def _role(message: BaseMessage) -> str:
     return next((role for kind, role in _ROLES.items() if isinstance(message, kind)), message.type)
 
 
-def _guard_tool(tool: Any) -> dict[str, Any] | None:
-    try:
-        return convert_to_openai_tool(tool)
-    except (ValueError, TypeError, KeyError):
-        return None
+def _guard_tool(tool: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tool, BaseModel) and any(hasattr(tool, name) for name in _DECLARATIONS):
+        tool = tool.model_dump(exclude_none=True)
+    declared = next((tool[name] for name in _DECLARATIONS if tool.get(name)), None) if isinstance(tool, dict) else None
+    for one in [tool] if declared is None else declared:
+        kind = one.get("type") if isinstance(one, dict) else None
+        if kind not in _OWN_KINDS:
+            continue
+        if kind == "function" and "function" not in one:
+            one = {name: value for name, value in one.items() if name != "type"}  # as the Responses API takes it
+        try:
+            found = convert_to_openai_tool(one)
+        except (ValueError, TypeError, KeyError):
+            continue
+        if isinstance(found.get("function"), dict):
+            yield found

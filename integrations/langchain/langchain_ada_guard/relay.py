@@ -9,9 +9,9 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGenerationChunk
 
-from ada_guard import Done, Event, Halt, Release, Replace
+from ada_guard import Done, Event, Halt, Release
 from ada_guard.delta import Delta
-from langchain_ada_guard.cut import METADATA_KEY, metadata_of, usage_after
+from langchain_ada_guard.cut import cut_chunk, usage_after
 from langchain_ada_guard.gate import ChunkGate
 from langchain_ada_guard.unobserved import unobserved
 
@@ -124,19 +124,12 @@ class Relay:
 
     def _last_chunk(self, done: Done) -> ChatGenerationChunk:
         """The chunk that ends a stream that was cut."""
-        metadata: dict[str, Any] = {"finish_reason": "content_filter", METADATA_KEY: metadata_of(self._events)}
-        if self._model_name and not self._named:
-            metadata["model_name"] = self._model_name
-        text = "".join(event.text for event in self._events if isinstance(event, Replace))
-        block = {"type": "text", "text": text, "index": self._blocks}
-        return ChatGenerationChunk(
-            message=AIMessageChunk(
-                content=[block] if self._listed else text,
-                id=self._id,
-                response_metadata=metadata,
-                usage_metadata=usage_after(self._shown, self._stated_input, done.usage),
-                chunk_position="last",
-            )
+        return cut_chunk(
+            self._events,
+            usage_after(self._shown, self._stated_input, done.usage),
+            message_id=self._id,
+            model_name=None if self._named else self._model_name,
+            block=self._blocks if self._listed else None,
         )
 
 

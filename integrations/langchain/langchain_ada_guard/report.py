@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.callbacks.manager import BaseRunManager, ahandle_event, handle_event
 from langchain_core.runnables.config import var_child_runnable_config
 
 from ada_guard import Check, Done, Event, Halt
@@ -34,20 +34,27 @@ class Reporter:
     """Sends the events of one stream as ``on_custom_event(name="ada_guard", ...)``.
 
     They go to the callbacks of the chain, agent or graph in which the model runs, with the run id of that, and to those
-    that the model was constructed with. LangChain shows a model no callbacks that a single call was given: there,
-    without a chain around it, only a cut is seen, in the message's metadata.
+    that the model was constructed with. LangChain shows a model that streams no callbacks that a single call was given:
+    there, without a chain around it, only a cut is seen, in the message's metadata.
 
     Args:
         own: The callbacks that the model was constructed with.
+        run: The model's own run, where LangChain shows it.
     """
 
-    def __init__(self, own: Sequence[BaseCallbackHandler] | BaseCallbackManager | None) -> None:
+    def __init__(
+        self, own: Sequence[BaseCallbackHandler] | BaseCallbackManager | None, run: BaseRunManager | None = None
+    ) -> None:
         config = var_child_runnable_config.get() or {}
         around = config.get("callbacks")
         handlers: list[BaseCallbackHandler] = []
         self._run_id: UUID = uuid4()
         self._metadata: dict[str, Any] = {}
-        if isinstance(around, BaseCallbackManager):
+        if run is not None:
+            self._run_id = run.parent_run_id or run.run_id
+            self._metadata = run.metadata
+            handlers += run.handlers
+        elif isinstance(around, BaseCallbackManager):
             self._run_id = around.parent_run_id or self._run_id
             self._metadata = around.metadata
             handlers += around.handlers

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
-from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableSerializable
+from langchain_core.runnables.configurable import RunnableConfigurableFields
+
+from ada_guard import ConfigError
 
 __all__ = ["swap_models"]
 
@@ -18,39 +19,35 @@ def swap_models(
 ) -> Runnable[Any, Any]:
     """The same runnable with every chat model in it swapped; the runnable itself if there is none.
 
-    Looks into bindings, sequences, parallels and fallbacks, which is what chat models build in ``bind_tools`` and
-    ``with_structured_output``. A model inside a function of the user's is not found.
+    Looks into whatever is made of runnables: bindings, sequences, parallels, branches, fallbacks, alternatives. A model
+    inside a function or a graph is not found.
 
     Args:
         runnable: What to look through.
         swap: Chat model -> what takes its place.
+
+    Raises:
+        ConfigError: A model in it has fields that a call configures, which what takes its place does not have.
     """
-    if isinstance(runnable, BaseChatModel):
-        return swap(runnable)
-    if isinstance(runnable, RunnableBindingBase):
-        return _changed(runnable, bound=swap_models(runnable.bound, swap))
-    if isinstance(runnable, RunnableSequence):
-        first, *middle, last = [swap_models(step, swap) for step in runnable.steps]
-        return _changed(runnable, first=first, middle=middle, last=last)
-    if isinstance(runnable, RunnableParallel):
-        steps = {name: swap_models(step, swap) for name, step in runnable.steps__.items()}
-        return _changed(runnable, steps__=steps)
-    if isinstance(runnable, RunnableWithFallbacks):
-        fallbacks = [swap_models(fallback, swap) for fallback in runnable.fallbacks]
-        return _changed(runnable, runnable=swap_models(runnable.runnable, swap), fallbacks=fallbacks)
-    return runnable
+    changed: Runnable[Any, Any] = _swapped(runnable, swap)
+    return changed
 
 
-def _changed(before: Any, /, **fields: Any) -> Runnable[Any, Any]:
-    """A copy with other fields, if they are others. Not validated again: some models bind with a class of their own."""
-    same = all(_same(getattr(before, name), value) for name, value in fields.items())
-    after: Runnable[Any, Any] = before if same else before.model_copy(update=fields)
-    return after
-
-
-def _same(before: Any, after: Any) -> bool:
-    if isinstance(before, list):
-        return len(before) == len(after) and all(b is a for b, a in zip(before, after, strict=True))
-    if isinstance(before, dict) or hasattr(before, "keys"):
-        return all(before[key] is after[key] for key in after)
-    return before is after
+def _swapped(value: Any, swap: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
+    if isinstance(value, BaseChatModel):
+        return swap(value)
+    if isinstance(value, list | tuple):
+        items = [_swapped(item, swap) for item in value]
+        same = all(after is before for after, before in zip(items, value, strict=True))
+        return value if same else tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        entries = {key: _swapped(item, swap) for key, item in value.items()}
+        return value if all(entries[key] is value[key] for key in value) else entries
+    if not isinstance(value, RunnableSerializable):
+        return value
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    changed = {name: after for name, before in fields.items() if (after := _swapped(before, swap)) is not before}
+    if changed and isinstance(value, RunnableConfigurableFields):
+        raise ConfigError("fields of a model that a call configures: guard the model itself, and give it to the call")
+    # Not validated again: some models bind with a class of their own.
+    return value.model_copy(update=changed) if changed else value

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda, RunnableParallel, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda, RunnableSequence
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 
 from langchain_ada_guard.cut import cut_of, refusal_error
@@ -20,11 +20,14 @@ def refusing(structured: Runnable[Any, Any]) -> Runnable[Any, Any]:
     With ``include_raw=True`` the error stands under ``parsing_error``, as any error of the parser does.
     """
     if not isinstance(structured, RunnableSequence):
-        return structured | RunnableGenerator(_require_uncut, _arequire_uncut)
-    first, *rest = structured.steps
-    if not isinstance(first, RunnableParallel):
-        return RunnableSequence(first, RunnableGenerator(_require_uncut, _arequire_uncut), *rest)
-    return RunnableSequence(first, *map(_with_raw, rest))
+        return structured | _refusal()
+    # Behind every step but the last: it is not known which of them is the model.
+    *steps, last = map(_with_raw, structured.steps)
+    return RunnableSequence(*(part for step in steps for part in (step, _refusal())), last)
+
+
+def _refusal() -> Runnable[Any, Any]:
+    return RunnableGenerator(_require_uncut, _arequire_uncut)
 
 
 def _with_raw(step: Runnable[Any, Any]) -> Runnable[Any, Any]:

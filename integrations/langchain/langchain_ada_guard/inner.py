@@ -1,0 +1,58 @@
+"""How a model inside a guarded one answers: in which ways it streams, and what its whole answers are as chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from ada_guard import ConfigError
+
+__all__ = ["as_chunk", "choices", "streams", "with_generations"]
+
+
+def streams(model: BaseChatModel, settings: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether a model streams for ``"sync"`` and for ``"async"`` callers, if it was not told not to.
+
+    Args:
+        model: The model.
+        settings: Those of the call.
+    """
+    kind, opted_out = type(model), _streaming_disabled(model, settings)
+    return {
+        "sync": kind._stream is not BaseChatModel._stream and not opted_out,
+        "async": kind._astream is not BaseChatModel._astream and not opted_out,
+    }
+
+
+def choices(model: BaseChatModel, settings: Mapping[str, Any]) -> int:
+    """How many answers a call asks for."""
+    return settings.get("n") or getattr(model, "n", None) or 1
+
+
+def as_chunk(generation: ChatGeneration) -> ChatGenerationChunk:
+    """A whole answer as the only chunk of a stream."""
+    message: Any = generation.message
+    if not isinstance(message, AIMessage):
+        raise ConfigError(f"a chat model answered with a {type(message).__name__} where an AIMessage was expected")
+    if not isinstance(message, AIMessageChunk):
+        fields = {name: getattr(message, name) for name in AIMessage.model_fields if name != "type"}
+        message = AIMessageChunk(**fields, chunk_position="last")
+    return ChatGenerationChunk(message=message, generation_info=generation.generation_info)
+
+
+def with_generations(result: ChatResult, generations: list[ChatGeneration]) -> ChatResult:
+    """The same result; what a provider says of the whole answer goes with it where any of it was cut."""
+    untouched = all(after is before for after, before in zip(generations, result.generations, strict=True))
+    return result if untouched else ChatResult(generations=generations)
+
+
+def _streaming_disabled(model: BaseChatModel, settings: Mapping[str, Any]) -> bool:
+    """Whether a model was told not to stream."""
+    disabled = model.disable_streaming
+    told = "streaming" in model.model_fields_set and getattr(model, "streaming", None) is False
+    unwanted = "stream" in settings and not settings["stream"]
+    return disabled is True or (disabled == "tool_calling" and bool(settings.get("tools"))) or told or unwanted
