@@ -60,7 +60,7 @@ lint: $(VENV)/.dev ## ruff: rules and format
 
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file pyproject.toml integrations/langchain/langchain_ada_guard
+	$(BIN)/mypy --config-file pyproject.toml integrations/langchain/langchain_ada_guard integrations/langchain/leak_matrix
 	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases llama_index/llms/ada_guard
 
 format: $(VENV)/.dev ## rewrite the code in the house style
