@@ -24,8 +24,9 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_in_the_documentation_runs(page: Path) -> None:
+    names: dict[str, object] = {"__name__": page.stem}  # a page is read from top to bottom
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+        exec(compile(code, page.name, "exec"), names)
 
 
 def test_figures_in_the_readme_are_those_of_the_saved_results() -> None:
