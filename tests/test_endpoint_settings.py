@@ -58,7 +58,7 @@ def test_the_key_is_in_no_representation() -> None:
         {"messages": []},
         {"messages": ASK, "prompt": "x"},
         {"messages": ASK, "stream": False},
-        {"messages": ASK, "extra_body": {"model": "other"}},
+        {"messages": ASK, "extra_body": {"messages": ASK}},
         {"messages": ASK, "n": 0},
         {"messages": ASK, "n": True},
         {"messages": ASK, "temperature": float("nan")},
