@@ -7,7 +7,7 @@ ENGINES := .venv-engines
 LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-engines lint types format docs bench reference measure clean
+.PHONY: help demo test test-matrix test-engines leaks lint types format docs bench reference measure clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ $(ENGINES)/.ready: tests/engines/requirements.txt
 test-engines: $(VENV)/.dev $(ENGINES)/.ready ## run the tests that need a real vLLM server (3.3 GB, once); RESULTS=FILE saves the figures
 	ADA_GUARD_ENGINES=$(ENGINES)/bin/python ADA_GUARD_ENGINES_RESULTS=$(RESULTS) $(BIN)/python -m pytest -q -s tests/engines
 
+leaks: $(VENV)/.dev ## print which surface of LangChain leaks with which guard
+	cd integrations/langchain && ../../$(BIN)/python -m leak_matrix
+
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,11 +74,12 @@ docs: $(VENV)/.dev ## build the documentation into site/
 	$(PIP) mkdocs-material
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev ## measure the fused check, the pool and a soak (20 minutes); writes benchmarks/results
+bench: $(VENV)/.dev ## measure the fused check, the pool, a soak and LangChain's overhead (25 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/fused_step.py
 	$(BIN)/python benchmarks/bf16_divergence.py
 	$(BIN)/python benchmarks/pool.py
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/langchain_overhead.py
 
 reference: $(VENV)/.dev ## train the reference model and its probe again (about 15 minutes)
 	$(BIN)/python -m ada_guard.reference.build

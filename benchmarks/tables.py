@@ -1,4 +1,4 @@
-"""Writes the figures of `benchmarks/results` into README.md. ``--check`` only says whether they are stale."""
+"""Writes the figures of `benchmarks/results` into the pages that show them; ``--check`` says whether they are stale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def load(name: str) -> dict[str, Any]:
@@ -111,19 +111,38 @@ def soak_table() -> str:
     )
 
 
-BLOCKS = {
-    "reference": reference_table,
-    "cost": cost_table,
-    "divergence": divergence_table,
-    "pool": pool_table,
-    "engines": engines_table,
-    "soak": soak_table,
+def langchain_table() -> str:
+    """What a guarded chat model costs without any model."""
+    saved = load("langchain_overhead")
+    lines = ["| LangChain | checks | unguarded | added | of that, the wrapper |", "|---|---|---|---|---|"]
+    for row in saved["rows"]:
+        plain, added, wrapper = (
+            row["median_us_per_chunk"]["unguarded"],
+            row["added_us_per_chunk"],
+            row["wrapper_us_per_chunk"],
+        )
+        lines.append(f"| {row['surface']} | {row['schedule']} | {plain:.0f} µs | {added:.0f} µs | {wrapper:.0f} µs |")
+    versions = f"langchain-core {saved['langchain_core']}, langchain {saved['langchain']}"
+    return "\n".join([*lines, "", f"CPU time a chunk; {versions}; {saved['device']}; `{saved['command']}`"])
+
+
+PAGES = {
+    ROOT / "README.md": {
+        "reference": reference_table,
+        "cost": cost_table,
+        "divergence": divergence_table,
+        "pool": pool_table,
+        "engines": engines_table,
+        "soak": soak_table,
+    },
+    ROOT / "docs" / "langchain.md": {"langchain": langchain_table},
 }
 
 
-def rewritten(text: str) -> str:
-    """The text with every marked block made anew."""
-    for name, table in BLOCKS.items():
+def rewritten(page: Path) -> str:
+    """A page with every marked block made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in PAGES[page].items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, _, rest = text.partition(start)
         text = f"{before}{start}{table()}{end}{rest.partition(end)[2]}"
@@ -131,15 +150,15 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrites the README, or checks it."""
+    """Rewrites the pages, or checks them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = rewritten(before)
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rewritten(page)]
     if options.check:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
+        return int(bool(stale))
+    for page in stale:
+        page.write_text(rewritten(page), encoding="utf-8")
     return 0
 
 
