@@ -132,6 +132,14 @@ class Guard:
             raise ConfigError("call connect() first: which checker decides depends on the sidecar")
         return self._checker
 
+    def __copy__(self) -> Guard:
+        """Itself: a guard is shared, and so is what it has loaded."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        """As `__copy__`, so that what holds a guard can be copied."""
+        return self
+
     def connect(self) -> None:
         """Asks the sidecar what it can do. Made by the first stream otherwise.
 

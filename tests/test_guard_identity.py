@@ -1,5 +1,6 @@
 """`Guard.identity` tells guards apart by what could change an answer; `Guard.for_sidecar` guards what others write."""
 
+import copy
 import json
 from typing import Any
 
@@ -77,3 +78,11 @@ def test_a_guard_for_a_sidecar_judges_streams_of_ones_own() -> None:
 def test_a_guard_for_a_sidecar_that_cannot_work_is_a_config_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Guard.for_sidecar(**{"sidecar": ScriptedSidecar(), **wrong})
+
+
+def test_a_copy_of_a_guard_is_the_guard() -> None:
+    guard = Guard(sidecar=ScriptedSidecar())
+    held = copy.deepcopy({"guard": guard, "again": [guard]})
+    assert held["guard"] is guard
+    assert held["again"] == [guard]
+    assert copy.copy(guard) is guard

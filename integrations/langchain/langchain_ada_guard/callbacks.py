@@ -20,9 +20,10 @@ from langchain_core.tracers import BaseTracer
 
 from ada_guard import Event, Guard
 from ada_guard.errors import CheckError, ConfigError, ContentFlaggedError
-from langchain_ada_guard.counts import GuardCounts, Tally
+from langchain_ada_guard.counts import TOLD_ONCE, GuardCounts, Tally
 from langchain_ada_guard.cut import METADATA_KEY, cut_of
 from langchain_ada_guard.followed import FollowedRuns, event_fragments, said
+from langchain_ada_guard.guarded import require_guard
 from langchain_ada_guard.messages import guard_messages, guard_tools
 from langchain_ada_guard.report import EVENT_NAME, event_data
 
@@ -90,7 +91,7 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
             consumer; past this number the one that was idle the longest is dropped, and raises if it goes on.
 
     Raises:
-        ConfigError: `max_open_streams` is less than one.
+        ConfigError: `guard` is none; `max_open_streams` is less than one.
         MissingExtraError: Metrics were asked for and prometheus-client is not installed.
     """
 
@@ -103,6 +104,8 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
         max_open_streams: int = 1024,
     ) -> None:
         super().__init__()
+        if guard is not None:
+            require_guard(guard, "AdaGuardCallbackHandler")
         if max_open_streams < 1:
             raise ConfigError("max_open_streams must be >= 1")
         self.raise_error = self.run_inline = guard is not None
@@ -124,10 +127,11 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
 
     # -- what guards report ----------------------------------------------------------------------------------------
 
-    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> None:
+    def on_custom_event(
+        self, name: str, data: Any, *, run_id: UUID, metadata: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Counts what a guarded model reports."""
-        if name == EVENT_NAME:
-            self._tally.event(data, told=True)
+        if name == EVENT_NAME and self._tally.event(data, told=TOLD_ONCE not in (metadata or {})):
             self._pass_on(run_id, data)
 
     def _found(self, run_id: UUID, event: Event) -> None:
@@ -174,14 +178,7 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Counts a cut that no event told of; makes the last check of a model without a guard."""
-        answers = [
-            answer.message if isinstance(answer, ChatGeneration) else answer.text
-            for answers in response.generations
-            for answer in answers
-        ]
-        for answer in answers:
-            if isinstance(answer, BaseMessage) and (entry := cut_of(answer)) is not None:
-                self._cut(run_id, entry)
+        answers = self._answers(run_id, response)
         if self._runs is not None:
             whole = run_id in self._runs and self._runs.told(run_id) is None
             try:
@@ -191,7 +188,7 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
                     self._warn("whole")
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Counts a cut that raised; ends what was followed."""
+        """Counts a cut that raised, or at which the consumer left; ends what was followed."""
         if self._runs is not None and self._runs.failed(run_id):
             return
         if isinstance(error, ContentFlaggedError):
@@ -199,6 +196,20 @@ class AdaGuardCallbackHandler(BaseCallbackHandler):
             self._cut(run_id, {"verdict": "flag", "depth": verdict.depth, "checker": verdict.checker})
         elif isinstance(error, CheckError):
             self._cut(run_id, {"verdict": "unchecked"})
+        elif isinstance(response := kwargs.get("response"), LLMResult):
+            self._answers(run_id, response)
+
+    def _answers(self, run_id: UUID, response: LLMResult) -> list[BaseMessage | str]:
+        """What a model has answered. A cut that it tells of is counted."""
+        answers = [
+            answer.message if isinstance(answer, ChatGeneration) else answer.text
+            for answers in response.generations
+            for answer in answers
+        ]
+        for answer in answers:
+            if isinstance(answer, BaseMessage) and (entry := cut_of(answer)) is not None:
+                self._cut(run_id, entry)
+        return answers
 
     # -- a guard of its own ----------------------------------------------------------------------------------------
 

@@ -20,7 +20,17 @@ from pydantic import model_validator
 
 from ada_guard import ConfigError, Event, Guard, Policy
 from langchain_ada_guard.guarded import GuardedChat, whole_answer
-from langchain_ada_guard.inner import as_chunk, choices, streams, with_generations
+from langchain_ada_guard.inner import (
+    as_chunk,
+    awhole_chunk,
+    awhole_result,
+    choices,
+    streams,
+    wants_streaming,
+    whole_chunk,
+    whole_result,
+    with_generations,
+)
 from langchain_ada_guard.messages import guard_messages, guard_tools
 from langchain_ada_guard.relay import Relay
 from langchain_ada_guard.report import Reporter
@@ -35,6 +45,7 @@ _TAKEN_OVER = (
     "output_version",
     "disable_streaming",
     "cache",
+    "name",
     "tags",
     "custom_get_token_ids",
 )
@@ -61,6 +72,14 @@ class ChatAdaGuard(GuardedChat):
     template_kwargs: Mapping[str, Any] | None = None
     """Variables of the sidecar's chat template."""
 
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        if not isinstance(inner := fields.get("inner"), BaseChatModel):
+            given = "none was given" if inner is None else f"not a {type(inner).__name__}"
+            raise ConfigError(
+                f"ChatAdaGuard takes a chat model as inner=, {given}: guard_model takes what is bound to one"
+            )
+        super().__init__(*args, **fields)
+
     @model_validator(mode="after")
     def _take_over(self) -> ChatAdaGuard:
         for name in _TAKEN_OVER:
@@ -69,6 +88,16 @@ class ChatAdaGuard(GuardedChat):
         self.profile = self.profile or self.inner.profile
         self.metadata = {**(self.inner.metadata or {}), **(self.metadata or {})}
         return self
+
+    def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+        wanted = {"stream": True} if self._wants_streaming() else {}
+        return super()._should_stream(async_api=async_api, run_manager=run_manager, **{**wanted, **kwargs})
+
+    def _wants_streaming(self) -> bool:
+        inner = self.inner
+        return self.stream_invoke and (
+            inner._wants_streaming() if isinstance(inner, ChatAdaGuard) else wants_streaming(inner)
+        )
 
     @property
     def _llm_type(self) -> str:
@@ -150,7 +179,7 @@ class ChatAdaGuard(GuardedChat):
             with unobserved():
                 chunks = self.inner._stream(messages, stop=stop, **settings)
         else:
-            chunks = self._whole_chunk(messages, stop, settings)
+            chunks = whole_chunk(self.inner, messages, stop, settings)
         return self.guard.stream_from(passage.deltas(chunks), **self._asked(messages, settings))
 
     def _aevents(
@@ -167,7 +196,7 @@ class ChatAdaGuard(GuardedChat):
                 steps = in_context(copy_context(), self.inner._stream(messages, stop=stop, **settings))
             return self.guard.astream_from(passage.deltas(steps), **asked)
         else:
-            chunks = self._awhole_chunk(messages, stop, settings)
+            chunks = awhole_chunk(self.inner, messages, stop, settings)
         return self.guard.astream_from(passage.adeltas(chunks), **asked)
 
     def _generate(
@@ -179,8 +208,7 @@ class ChatAdaGuard(GuardedChat):
     ) -> ChatResult:
         if streams(self.inner, kwargs)["sync"] and self.stream_invoke and choices(self.inner, kwargs) == 1:
             return super()._generate(messages, stop, run_manager, **kwargs)
-        with unobserved():
-            result = self.inner._generate(messages, stop=stop, **kwargs)
+        result = whole_result(self.inner, messages, stop, kwargs)
         judged = []
         for generation in result.generations:
             passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
@@ -201,8 +229,7 @@ class ChatAdaGuard(GuardedChat):
     ) -> ChatResult:
         if any(streams(self.inner, kwargs).values()) and self.stream_invoke and choices(self.inner, kwargs) == 1:
             return await super()._agenerate(messages, stop, run_manager, **kwargs)
-        with unobserved():
-            result = await self.inner._agenerate(messages, stop=stop, **kwargs)
+        result = await awhole_result(self.inner, messages, stop, kwargs)
         judged = []
         for generation in result.generations:
             passage, reporter = self._passage(), Reporter(self.callbacks, run_manager)
@@ -221,19 +248,6 @@ class ChatAdaGuard(GuardedChat):
             "tools": guard_tools(settings.get("tools") or settings.get("functions")),
             "template_kwargs": self.template_kwargs,
         }
-
-    def _whole_chunk(
-        self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
-    ) -> Generator[ChatGenerationChunk, None, None]:
-        """The whole answer of a model that does not stream."""
-        result = self.inner._generate(messages, stop=stop, **settings)
-        yield as_chunk(result.generations[0])
-
-    async def _awhole_chunk(
-        self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]
-    ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        result = await self.inner._agenerate(messages, stop=stop, **settings)
-        yield as_chunk(result.generations[0])
 
 
 def guard_model(

@@ -10,17 +10,17 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGenerationChunk
 
-from ada_guard import Check, Done, Event, Halt, Replace
+from ada_guard import ConfigError, Event, Replace
 from ada_guard.delta import Usage
 from ada_guard.errors import AdaGuardError
 from ada_guard.policy import DEFAULT_REPLACEMENT
+from ada_guard.relay import cut_entry
 
 __all__ = [
     "METADATA_KEY",
     "StructuredOutputCutError",
     "cut_chunk",
     "cut_of",
-    "metadata_of",
     "refusal_error",
     "replacement_only",
     "usage_after",
@@ -28,33 +28,6 @@ __all__ = [
 
 METADATA_KEY = "ada_guard"
 """Under it ``response_metadata`` says what a cut was."""
-
-
-def metadata_of(events: Sequence[Event]) -> dict[str, Any]:
-    """The entry of ``response_metadata`` for the events of a stream that was cut: plain JSON types, no text.
-
-    ``verdict`` is ``"flag"``, or ``"unchecked"`` where a check could not be made. ``replacement_chars`` is how many
-    characters at the end of the message are the replacement.
-    """
-    last = [event for event in events if isinstance(event, Check)][-1:]
-    halt = next(event for event in events if isinstance(event, Halt))
-    done = next((event for event in events if isinstance(event, Done)), None)
-    entry: dict[str, Any] = {
-        "verdict": "flag" if halt.reason == "flag" else "unchecked",
-        "depth": halt.depth,
-        "released_depth": halt.released_depth,
-        "checks": done.checks if done else len([event for event in events if isinstance(event, Check)]),
-        "replacement_chars": sum(len(event.text) for event in events if isinstance(event, Replace)),
-    }
-    for check in last:
-        entry |= {
-            "checker": check.checker,
-            "reason": check.reason,
-            "harm_probability": check.harm_probability,
-            "threshold": check.threshold,
-            "partial_view": check.partial_view,
-        }
-    return entry
 
 
 def cut_chunk(
@@ -74,7 +47,7 @@ def cut_chunk(
         model_name: Of the model; None where a chunk before has said it, since names that are merged become one.
         block: Where the chunks before hold content blocks, the number of the next one.
     """
-    metadata: dict[str, Any] = {"finish_reason": "content_filter", METADATA_KEY: metadata_of(events)}
+    metadata: dict[str, Any] = {"finish_reason": "content_filter", METADATA_KEY: cut_entry(events)}
     if model_name:
         metadata["model_name"] = model_name
     text = "".join(event.text for event in events if isinstance(event, Replace))
@@ -103,7 +76,12 @@ def replacement_only(message: AIMessage) -> AIMessage:
 
     Args:
         message: What the guarded model answered.
+
+    Raises:
+        ConfigError: It is no message.
     """
+    if not isinstance(message, BaseMessage):
+        raise ConfigError(f"replacement_only takes a message, not a {type(message).__name__}")
     entry = cut_of(message)
     if entry is None:
         return message
@@ -119,7 +97,8 @@ def replacement_only(message: AIMessage) -> AIMessage:
             key: value
             for key, value in message.response_metadata.items()
             if key == METADATA_KEY or not isinstance(value, list | dict)
-        },
+        }
+        | {"finish_reason": "content_filter"},  # some providers say a reason with every chunk, and the sum has them all
         usage_metadata=message.usage_metadata,
     )
 

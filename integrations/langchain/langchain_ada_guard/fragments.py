@@ -7,17 +7,17 @@ judges those.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import BaseMessage
 
-from ada_guard.delta import Channel, Fragment, ToolCall
+from ada_guard.delta import Channel, Fragment
+from langchain_ada_guard.calls import Calls, is_merged, raw_calls, told_calls
+from langchain_ada_guard.words import is_code, is_technical, repeats, words
 
-__all__ = ["CALLS", "MessageReader", "Place", "Seen", "arguments_text", "split"]
+__all__ = ["CALLS", "MessageReader", "Place", "Seen", "split"]
 
 Place: TypeAlias = tuple[str, ...] | tuple[str, int, str]
 """The way to a text in a message: ``("content",)``, ``("content", 0, "text")``, ``("additional_kwargs", key)``."""
@@ -52,7 +52,9 @@ CALLS = frozenset(
     | {"input_json_delta"}
 )
 """Kinds of content blocks that stand a second time among the tool calls of a message."""
-_MEDIA = frozenset({"image", "image_url", "audio", "video", "file", "media"})
+_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file", "media"})
+_CAPTIONS = ("alt", "caption", "context", "description", "title", "transcript")
+"""Keys of media that hold words."""
 _BYTES: Mapping[str, str] = {"image_generation_call": "result"}
 """Kinds in which a key that elsewhere holds words holds encoded bytes."""
 _BESIDE: Mapping[str, Channel] = {
@@ -64,19 +66,7 @@ _BESIDE: Mapping[str, Channel] = {
 }
 """Keys of ``additional_kwargs`` under which pieces of what a model said come; other keys hold something complete."""
 _REPEATED = frozenset({"function_call", "tool_calls", "parsed"})
-"""Keys of ``additional_kwargs`` that repeat what stands elsewhere."""
-_TECHNICAL = frozenset(
-    {
-        *("type", "id", "index", "role", "phase", "status", "outcome", "format", "language", "mime_type", "media_type"),
-        *("signature", "thought_signature", "data", "base64", "bytes", "encrypted_content", "encrypted_index"),
-        *("encrypted_stdout", "call_id", "item_id", "tool_use_id", "tool_call_id", "file_id", "container_id"),
-        *("cache_control", "source_type", "finish_reason", "stop_reason", "system_fingerprint", "model", "caller"),
-    }
-)
-"""Keys whose texts nobody reads."""
-_ARGUMENTS = frozenset({"input", "args", "arguments"})
-"""Keys of what a model wrote with keys of its own choice."""
-_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,[\w+/=-]*", re.ASCII)
+"""Keys of ``additional_kwargs`` that repeat what stands elsewhere, and are read where they do not."""
 _KEPT_IN_BOTH = ("model_provider", "output_version")
 """Response metadata that say how content is to be read; LangChain merges equal ones to one."""
 
@@ -108,16 +98,60 @@ class _Found:
 class MessageReader:
     """Reads the chunks of one answer in order."""
 
-    _calls: list[tuple[object, object]] = field(default_factory=list, init=False)
+    _calls: Calls = field(default_factory=Calls, init=False)
     _served: set[object] = field(default_factory=set, init=False)
+    _said: list[str] = field(default_factory=list, init=False)
+    _name: str = field(default="", init=False)
 
     def read(self, message: BaseMessage) -> Seen:
-        """What the guard must see of the next chunk."""
-        calls = list(self._tool_calls(message))
-        found = [*_beside(message), *self._content(message, called=bool(calls))]
+        """What the guard must see of the next chunk.
+
+        Raises:
+            GenerationError: It goes on with the name of a tool call that was complete.
+        """
+        told = told_calls(message)
+        found = [*self._beside(message), *self._content(message, called=bool(told))]
+        if found:
+            self._calls.leave()
+        calls = self._calls.read(told)
+        now = [text.fragment.text for text in found]
+        now += [text for call in calls if call.call for text in (call.call.name or "", call.text)]
+        self._said += now
+        found += self._repeated(message, "\n".join(now))
         whole = bool(calls) or not all(text.known for text in found)
         place = found[0].place if len(found) == 1 and not whole else None
         return Seen(fragments=(*(text.fragment for text in found), *calls), place=place, whole=whole)
+
+    def _beside(self, message: BaseMessage) -> Iterator[_Found]:
+        """The words beside the content."""
+        if message.name and message.name != self._name and not is_code(message.name):
+            yield _Found(Fragment(text=f"\n{message.name}\n"))
+        self._name = message.name or self._name
+        held = message.additional_kwargs
+        for key, value in held.items():
+            if key in _REPEATED or is_technical(key, value, known=False):
+                continue
+            if key == "reasoning_details" and held.get("reasoning_content"):
+                continue  # the same once more
+            channel, known = _BESIDE.get(key, "text"), key in _BESIDE
+            if isinstance(value, str) and value:
+                yield _Found(Fragment(text=value, channel=channel), ("additional_kwargs", key))
+            elif known and (texts := "".join(words(value))):
+                yield _Found(Fragment(text=texts, channel=channel))
+            elif texts := "\n".join(words(value, known=known)):
+                yield _Found(Fragment(text=f"\n{texts}\n", channel=channel))
+        if texts := "\n".join(words(message.model_extra or {}, known=False)):
+            yield _Found(Fragment(text=f"\n{texts}\n"))
+
+    def _repeated(self, message: BaseMessage, now: str) -> Iterator[_Found]:
+        """What should repeat what was said, and does not."""
+        beside = message.additional_kwargs
+        again = [beside[key] for key in ("parsed",) if beside.get(key)]
+        again += raw_calls(message)
+        for value in again:
+            # The whole answer is put together only where the chunk alone does not say it.
+            if not (repeats(value, now) or repeats(value, "".join(self._said))):
+                yield _Found(Fragment(text="\n".join(["", *words(value, known=False), ""])), known=False)
 
     def _content(self, message: BaseMessage, *, called: bool) -> Iterator[_Found]:
         if isinstance(message.content, str):
@@ -134,7 +168,7 @@ class MessageReader:
                 yield from self._block({"index": block.get("index"), **inner}, called=called)
                 continue
             for found in self._block(block, called=called):
-                alone = len(message.content) == 1 and _merges(block.get("index"))
+                alone = len(message.content) == 1 and is_merged(block.get("index"))
                 yield found if alone else _Found(found.fragment, None, found.known)
 
     def _block(self, block: Mapping[str, Any], *, called: bool) -> Iterator[_Found]:
@@ -142,56 +176,25 @@ class MessageReader:
         if kind in _SERVED:
             self._served.add(index)
         served = kind in _SERVED or (kind == "input_json_delta" and index in self._served)
-        if kind in _MEDIA or (called and kind in CALLS and not served):
+        if kind in _MEDIA:
+            # Pictures and sounds are not judged here, what is written beside them is.
+            if texts := "\n".join(words([block.get(key) for key in _CAPTIONS], known=False)):
+                yield _Found(Fragment(text=f"\n{texts}\n"))
+            return
+        if called and kind in CALLS and not served:
             return
         channel, keys = _TEXTS.get(kind, ("text", ()))
         for key in keys:
             text = block.get(key)
             if isinstance(text, str) and text:
                 yield _Found(Fragment(text=text, channel=channel), ("content", 0, key), served or kind not in CALLS)
-            elif words := "".join(_words(text)):
-                yield _Found(Fragment(text=words, channel=channel))
+            elif texts := "".join(words(text)):
+                yield _Found(Fragment(text=texts, channel=channel))
         beside = {key: value for key, value in block.items() if key not in (*keys, _BYTES.get(kind))}
-        if words := "\n".join(_words(beside)):
-            fragment = Fragment(text=f"\n{words}\n", channel="reasoning" if channel == "reasoning" else "text")
+        known = kind in _TEXTS or kind in _SERVED or kind in CALLS
+        if texts := "\n".join(words(beside, known=known)):
+            fragment = Fragment(text=f"\n{texts}\n", channel="reasoning" if channel == "reasoning" else "text")
             yield _Found(fragment, known=served or kind in _TEXTS)
-
-    def _tool_calls(self, message: BaseMessage) -> Iterator[Fragment]:
-        if not isinstance(message, AIMessage):
-            return
-        if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
-            for chunk in message.tool_call_chunks:
-                yield self._call(chunk.get("index"), chunk.get("id"), chunk.get("name"), chunk.get("args") or "")
-            return
-        found: list[Any] = [*message.tool_calls, *message.invalid_tool_calls]
-        for call in found:
-            yield self._call(None, call.get("id"), call.get("name"), arguments_text(call.get("args")))
-        if found:
-            return
-        raw = message.additional_kwargs
-        legacy = raw.get("function_call")
-        for call in [*_dicts(raw.get("tool_calls")), *([{"function": legacy, "index": -1}] if legacy else [])]:
-            function: Any = call.get("function")
-            function = function if isinstance(function, dict) else {}
-            said = arguments_text(function.get("arguments"))
-            yield self._call(call.get("index"), call.get("id"), function.get("name"), said)
-
-    def _call(self, index: object, id_: object, name: object, arguments: str) -> Fragment:
-        call = ToolCall(
-            index=self._number(index, id_),
-            id=id_ if isinstance(id_, str) and id_ else None,
-            name=name if isinstance(name, str) and name else None,
-        )
-        return Fragment(text=arguments, channel="tool_call", call=call)
-
-    def _number(self, index: object, id_: object) -> int:
-        """Calls are numbered as they appear, and told apart as LangChain does that when it adds chunks up."""
-        for number, (known, known_id) in enumerate(self._calls if _merges(index) else ()):
-            if known == index and (not known_id or not id_ or known_id == id_):
-                self._calls[number] = (index, known_id or id_)
-                return number
-        self._calls.append((index, id_))
-        return len(self._calls) - 1
 
 
 def split(message: Message, place: Place, characters: int) -> tuple[Message, Message]:
@@ -209,55 +212,6 @@ def split(message: Message, place: Place, characters: int) -> tuple[Message, Mes
     bare |= {name: None for name in ("usage_metadata", "chunk_position") if name in type(message).model_fields}
     first = message.model_copy(update={**bare, **_put(message, place, text[:characters], alone=True)})
     return first, message.model_copy(update=_put(message, place, text[characters:], alone=False))
-
-
-def arguments_text(arguments: object) -> str:
-    """Arguments of a tool call as JSON text."""
-    if arguments is None:
-        return ""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
-
-
-def _beside(message: BaseMessage) -> Iterator[_Found]:
-    """The words in ``additional_kwargs``."""
-    held = message.additional_kwargs
-    for key, value in held.items():
-        if key in _TECHNICAL or key in _REPEATED or key.startswith("__"):
-            continue
-        if key == "reasoning_details" and held.get("reasoning_content"):
-            continue  # the same once more
-        channel = _BESIDE.get(key, "text")
-        if isinstance(value, str) and value:
-            yield _Found(Fragment(text=value, channel=channel), ("additional_kwargs", key))
-        elif key in _BESIDE and (words := "".join(_words(value))):
-            yield _Found(Fragment(text=words, channel=channel))
-        elif words := "\n".join(_words(value)):
-            yield _Found(Fragment(text=f"\n{words}\n", channel=channel))
-
-
-def _words(value: object) -> Iterator[str]:
-    """The texts in a nested value, those of technical keys aside."""
-    if isinstance(value, str):
-        if value and not _DATA_URL.fullmatch(value):
-            yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key in _ARGUMENTS and isinstance(inner, Mapping | list):
-                yield from [arguments_text(inner)] if inner else []
-            elif key not in _TECHNICAL:
-                yield from _words(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _words(inner)
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _merges(index: object) -> bool:
-    """Whether LangChain adds blocks, or calls, of this index up to one."""
-    return isinstance(index, int) or (isinstance(index, str) and index.startswith("lc_"))
 
 
 def _at(message: BaseMessage, place: Place) -> str:
@@ -278,5 +232,5 @@ def _put(message: BaseMessage, place: Place, text: str, *, alone: bool) -> dict[
         return {"additional_kwargs": {**others, str(place[1]): text}}
     block = message.content[0]
     assert isinstance(block, dict)
-    others = {key: block[key] for key in ("type", "index") if key in block} if alone else block
-    return {"content": [{**others, str(place[-1]): text}]}
+    kept = {"type", "index", place[-1]} if alone else block.keys()
+    return {"content": [{key: text if key == place[-1] else value for key, value in block.items() if key in kept}]}

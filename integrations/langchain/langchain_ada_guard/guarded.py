@@ -15,12 +15,12 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import Field, InstanceOf
 
-from ada_guard import Event, Guard
+from ada_guard import ConfigError, Event, Guard
 from ada_guard.errors import GenerationError
 from langchain_ada_guard.caching import LastingAnswers, cache_in_use, without_prefix
 from langchain_ada_guard.report import Reporter
 
-__all__ = ["GuardedChat", "Passage"]
+__all__ = ["GuardedChat", "Passage", "require_guard", "whole_answer"]
 
 
 class Passage(Protocol):
@@ -46,6 +46,11 @@ class GuardedChat(BaseChatModel):
 
     guard: InstanceOf[Guard] = Field(exclude=True, repr=False)
     """Who judges, when, and what happens then."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        # No validator of pydantic's: its error would show the fields.
+        require_guard(fields.get("guard"), type(self).__name__)
+        super().__init__(*args, **fields)
 
     @abstractmethod
     def _passage(self) -> Passage:
@@ -156,6 +161,18 @@ class GuardedChat(BaseChatModel):
     ) -> ChatResult:
         async with aclosing(self._astream(messages, stop, run_manager, **kwargs)) as chunks:  # type: ignore[type-var]  # likewise
             return whole_answer([chunk async for chunk in chunks])
+
+
+def require_guard(guard: Any, whose: str) -> Guard:
+    """The guard itself.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(guard, Guard):
+        given = "none was given" if guard is None else f"not a {type(guard).__name__}"
+        raise ConfigError(f"{whose} takes a Guard, {given}: Guard.for_sidecar makes one of a sidecar")
+    return guard
 
 
 def whole_answer(chunks: Sequence[ChatGenerationChunk]) -> ChatResult:

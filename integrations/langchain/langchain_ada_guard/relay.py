@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGenerationChunk
 
-from ada_guard import Done, Event, Halt, Release
-from ada_guard.delta import Delta
+from ada_guard import Done, Event, relay
+from ada_guard.errors import AdaGuardError
 from langchain_ada_guard.cut import cut_chunk, usage_after
-from langchain_ada_guard.gate import ChunkGate
+from langchain_ada_guard.failures import is_of_transport, quotes
+from langchain_ada_guard.fragments import MessageReader, Place, split
 from langchain_ada_guard.unobserved import unobserved
+from langchain_ada_guard.words import is_code
 
-__all__ = ["Relay"]
+__all__ = ["ObservedRelay", "Relay"]
 
 
-class Relay:
+class Relay(relay.Relay[ChatGenerationChunk]):
     """Shows a guard what a model writes, and lets through what the guard's events release.
+
+    From the first piece of a tool call on, everything waits for the end of the answer: LangChain would repair a call
+    that is cut in the middle into one that runs.
 
     Args:
         model_name: Stands in the metadata of a message that was cut, so that its usage can be counted by model.
         raises: Whether the guard raises after a cut, so that nothing takes the place of the answer.
-
-    Attributes:
-        failure: What the model inside raised before it had written anything; whoever drives raises it as it is, for
-            retry and fallback to look at. Later errors may carry text of the answer and are named only.
+        step: As in `ada_guard.relay.Relay`; unless told otherwise nobody observes the model.
     """
 
-    def __init__(self, *, model_name: str | None = None, raises: bool = False) -> None:
-        self.failure: Exception | None = None
+    def __init__(
+        self,
+        *,
+        model_name: str | None = None,
+        raises: bool = False,
+        step: Callable[[], AbstractContextManager[None]] = unobserved,
+    ) -> None:
+        super().__init__(self._seen, step=step)
+        self._reader = MessageReader()
         self._raises = raises
         self._model_name = model_name
-        self._gate = ChunkGate()
-        self._events: list[Event] = []
-        self._has_text = False
         self._id: str | None = None
         self._blocks = 0
         self._listed = False
@@ -44,72 +52,28 @@ class Relay:
         self._shown: UsageMetadata | None = None
         self._named = False
 
-    @property
-    def cut(self) -> bool:
-        """Whether the guard cut the answer."""
-        return any(isinstance(event, Halt) for event in self._events)
-
-    def deltas(self, chunks: Iterator[ChatGenerationChunk]) -> Generator[Delta, None, None]:
-        """What a guard is to judge, read from the model no further than it is asked for."""
-        try:
-            while True:
-                with unobserved():
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                if (delta := self._take(chunk)) is not None:
-                    yield delta
-        except Exception as error:
-            self._failed(error)
-            raise
-        finally:
-            if callable(close := getattr(chunks, "close", None)):
-                with unobserved():
-                    close()
-
-    async def adeltas(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[Delta, None]:
-        """As `deltas`, for async code."""
-        try:
-            while True:
-                with unobserved():
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                if (delta := self._take(chunk)) is not None:
-                    yield delta
-        except Exception as error:
-            self._failed(error)
-            raise
-        finally:
-            if callable(aclose := getattr(chunks, "aclose", None)):
-                with unobserved():
-                    await aclose()
-
     def chunks(self, event: Event) -> Iterator[ChatGenerationChunk]:
-        """What passes with an event."""
-        if isinstance(event, Release):
-            if event.channel != "tool_call":
-                yield from map(self._note, self._gate.release(event.channel, len(event.text)))
-            return
-        self._events.append(event)
-        if isinstance(event, Halt):
-            self._gate.drop()
-        elif isinstance(event, Done) and not self.cut:
-            yield from self._gate.finish()
-        elif isinstance(event, Done) and not self._raises:
+        """What passes with an event; after a cut, the chunk that says so."""
+        yield from map(self._note, self.passed(event))
+        if isinstance(event, Done) and self.cut and not self._raises:
             yield self._last_chunk(event)
 
-    def _take(self, chunk: ChatGenerationChunk) -> Delta | None:
+    def tells_nothing(self, error: Exception) -> bool:
+        """Whether it may be raised as it is: no chunk had come, or no text and it is about reaching the model."""
+        silent = not self.begun and not quotes(error)
+        return silent or isinstance(error, AdaGuardError) or (not self.has_text and is_of_transport(error))
+
+    def _seen(self, chunk: ChatGenerationChunk) -> relay.Seen[ChatGenerationChunk]:
         self._id = self._id or chunk.message.id
         if isinstance(chunk.message, AIMessageChunk) and chunk.message.usage_metadata:
             self._stated_input += chunk.message.usage_metadata["input_tokens"]
-        fragments = self._gate.take(chunk)
-        self._has_text = self._has_text or bool(fragments)
-        return Delta(fragments=fragments) if fragments else None
-
-    def _failed(self, error: Exception) -> None:
-        if not self._has_text:
-            self.failure = error
+        found = self._reader.read(chunk.message)
+        return relay.Seen(
+            fragments=found.fragments,
+            whole=found.whole,
+            split=None if found.place is None else partial(_split, found.place),
+            mirrors=not found.fragments and not _is_plain(chunk),
+        )
 
     def _note(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         message = chunk.message
@@ -125,12 +89,35 @@ class Relay:
     def _last_chunk(self, done: Done) -> ChatGenerationChunk:
         """The chunk that ends a stream that was cut."""
         return cut_chunk(
-            self._events,
+            self.events,
             usage_after(self._shown, self._stated_input, done.usage),
             message_id=self._id,
             model_name=None if self._named else self._model_name,
             block=self._blocks if self._listed else None,
         )
+
+
+class ObservedRelay(Relay):
+    """A relay whose source is a step of the chain, with callbacks of its own: nothing is kept from them."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        super().__init__(raises=raises, step=nullcontext)
+
+
+def _split(
+    place: Place, chunk: ChatGenerationChunk, characters: int
+) -> tuple[ChatGenerationChunk, ChatGenerationChunk]:
+    first, second = split(chunk.message, place, characters)
+    return (
+        ChatGenerationChunk(message=first),
+        ChatGenerationChunk(message=second, generation_info=chunk.generation_info),
+    )
+
+
+def _is_plain(chunk: ChatGenerationChunk) -> bool:
+    """Whether a chunk's metadata hold nothing but codes and numbers: no text of a chunk behind it."""
+    held = {**chunk.message.response_metadata, **(chunk.generation_info or {})}
+    return all(is_code(value) and not isinstance(value, dict | list | tuple) for value in held.values())
 
 
 def _number(block: str | dict[str, Any]) -> int | None:

@@ -19,8 +19,9 @@ from langchain_core.runnables.config import (
 )
 
 from ada_guard import Guard
-from ada_guard.delta import Delta
 from ada_guard.errors import GenerationError
+from langchain_ada_guard.counts import TOLD_ONCE
+from langchain_ada_guard.guarded import require_guard
 from langchain_ada_guard.items import (
     aitems_as_chunks,
     as_chat_chunk,
@@ -32,7 +33,7 @@ from langchain_ada_guard.items import (
     sum_of,
 )
 from langchain_ada_guard.messages import guard_messages, guard_tools
-from langchain_ada_guard.relay import Relay
+from langchain_ada_guard.relay import ObservedRelay, Relay
 from langchain_ada_guard.report import Reporter
 
 __all__ = ["STAND_IN", "RunnableAdaGuard"]
@@ -67,7 +68,7 @@ class RunnableAdaGuard(Runnable[Any, Any]):
         name: The name of the step.
 
     Raises:
-        ConfigError: When it is run: it was given neither messages nor text.
+        ConfigError: It was given no guard; when it is run, neither messages nor text.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RunnableAdaGuard(Runnable[Any, Any]):
         name: str | None = None,
     ) -> None:
         self.name = name
-        self.guard = guard
+        self.guard = require_guard(guard, "RunnableAdaGuard")
         self._messages = messages
         self._tools = tools
         self._template_kwargs = template_kwargs
@@ -236,7 +237,7 @@ class RunnableAdaGuard(Runnable[Any, Any]):
             raise relay.failure
 
     def _relay(self) -> Relay:
-        return _ObservedRelay(raises=self.guard.policy.on_flag == "raise")
+        return ObservedRelay(raises=self.guard.policy.on_flag == "raise")
 
     def _asked(self, config: RunnableConfig) -> dict[str, Any]:
         given = self._messages(config) if callable(self._messages) else self._messages
@@ -257,40 +258,15 @@ class RunnableAdaGuard(Runnable[Any, Any]):
         return {"name": config.get("run_name") or self.get_name(), "run_id": config.pop("run_id", None)}
 
 
-class _ObservedRelay(Relay):
-    """A relay whose source is a step of the chain, with callbacks of its own: nothing is kept from them."""
-
-    def deltas(self, chunks: Iterator[ChatGenerationChunk]) -> Generator[Delta, None, None]:
-        try:
-            for chunk in chunks:
-                if (delta := self._take(chunk)) is not None:
-                    yield delta
-        except Exception as error:
-            self._failed(error)
-            raise
-        finally:
-            if callable(close := getattr(chunks, "close", None)):
-                close()
-
-    async def adeltas(self, chunks: AsyncIterator[ChatGenerationChunk]) -> AsyncGenerator[Delta, None]:
-        try:
-            async for chunk in chunks:
-                if (delta := self._take(chunk)) is not None:
-                    yield delta
-        except Exception as error:
-            self._failed(error)
-            raise
-        finally:
-            if callable(aclose := getattr(chunks, "aclose", None)):
-                await aclose()
-
-
 def _child(config: RunnableConfig, run: Any) -> RunnableConfig:
     return patch_config(config, callbacks=run.get_child())
 
 
 def _reporter(config: RunnableConfig) -> Reporter:
-    with set_config_context(config) as context:
+    callbacks: Any = config["callbacks"]
+    told = callbacks.copy()
+    told.add_metadata({TOLD_ONCE: True}, inherit=False)
+    with set_config_context(patch_config(config, callbacks=told)) as context:
         return context.run(Reporter, None)
 
 

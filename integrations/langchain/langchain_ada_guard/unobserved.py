@@ -9,15 +9,31 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
+from dataclasses import is_dataclass, replace
 from typing import Any, TypeVar
 
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers import context as tracing
+from langchain_core.utils.env import env_var_is_set
 from langsmith.run_helpers import tracing_context
 
 __all__ = ["in_context", "unobserved"]
 
 T = TypeVar("T")
+_RUNTIME = "__pregel_runtime"
+"""Where LangGraph keeps what a node may ask for."""
+
+
+class _Inert(BaseCallbackHandler):
+    """A handler that hears nothing."""
+
+    ignore_llm = ignore_chat_model = ignore_chain = ignore_agent = True
+    ignore_retriever = ignore_retry = ignore_custom_event = True
+
+
+_INERT = _Inert()
 
 
 @contextmanager
@@ -26,9 +42,16 @@ def unobserved() -> Iterator[None]:
 
     Must be entered and left within one step, never around a ``yield``: a generator shares its consumer's context.
     """
-    hooks = [hook[0] for hook in tracing._configure_hooks]
-    hidden: list[ContextVar[Any]] = [var_child_runnable_config, tracing.tracing_v2_callback_var, *hooks]
-    tokens = [(variable, variable.set(None)) for variable in hidden if variable.get(None) is not None]
+    shown: list[tuple[ContextVar[Any], Any]] = [
+        (var_child_runnable_config, _quiet(var_child_runnable_config.get())),
+        (tracing.tracing_v2_callback_var, None),
+        # Where an environment variable asks for a handler, LangChain makes one unless there is one.
+        *(
+            (variable, _INERT if env and env_var_is_set(env) else None)
+            for variable, _, _, env in tracing._configure_hooks
+        ),
+    ]
+    tokens = [(variable, variable.set(value)) for variable, value in shown if variable.get(None) is not value]
     try:
         # Without a parent it need not look for one, which is half of its work; this runs once a chunk.
         with tracing_context(enabled=False, parent=False):
@@ -36,6 +59,26 @@ def unobserved() -> Iterator[None]:
     finally:
         for variable, token in tokens:
             variable.reset(token)
+
+
+def _quiet(config: RunnableConfig | None) -> RunnableConfig | None:
+    """The same config without callbacks, and without LangGraph's channels to whoever streams the graph around it.
+
+    What a model may ask LangGraph for stays: settings, context and store. What it writes to the graph's stream is
+    dropped: nobody has checked it.
+    """
+    if config is None:
+        return None
+    known = config.get("configurable") or {}
+    settings = {key: value for key, value in known.items() if not key.startswith("__pregel_")}
+    runtime = known.get(_RUNTIME)
+    if is_dataclass(runtime) and not isinstance(runtime, type) and hasattr(runtime, "stream_writer"):
+        settings[_RUNTIME] = replace(runtime, stream_writer=_drop)
+    return {**config, "callbacks": None, "configurable": settings}
+
+
+def _drop(_: Any) -> None:
+    """Writes nowhere."""
 
 
 def in_context(context: Context, items: Iterator[T]) -> Generator[T, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
@@ -24,6 +25,7 @@ from ada_guard.errors import CheckError, MissingExtraError
 from ada_guard.testing import UNSAFE, ScriptedGuard, ScriptedSidecar, words
 from langchain_ada_guard import ChatAdaGuard, guard_model
 from langchain_ada_guard.callbacks import AdaGuardCallbackHandler, CallbackLeakWarning
+from langchain_ada_guard.runnable import RunnableAdaGuard
 from langchain_ada_guard.testing import ScriptedChatModel, call_chunks, word_chunks
 
 BENIGN = "one two three four five six seven eight nine ten"
@@ -410,7 +412,8 @@ async def test_async_v3_events_of_another_model_show_one_chunk_more() -> None:
     with pytest.warns(CallbackLeakWarning, match="version v3"):  # noqa: PT031  # it may come at either
         stream = await model.astream_events("hi", version="v3", config=with_(cutting()))
         assert await ashown_until_cut(aiter(stream.text)) == ONE_CHUNK_MORE
-    await asyncio.sleep(0.01)
+    # Whoever reads the model does so in a task: when all of them have ended nobody does any more.
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
     assert model.given == 8, "it is read no further"
 
 
@@ -602,3 +605,63 @@ def test_answer_is_judged_behind_the_prompt_and_the_tools_of_its_call() -> None:
         ("user", "why?"),
     ]
     assert conversation.tools == [tool]
+
+
+def test_what_is_no_guard_is_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match="AdaGuardCallbackHandler takes a Guard, not a str") as raised:
+        AdaGuardCallbackHandler("reference")  # type: ignore[arg-type]  # wrong on purpose
+    assert "\n" not in str(raised.value)
+
+
+# -- cuts that are told of and never told again ---------------------------------------------------------------------
+
+
+def bare_cut(audit: AdaGuardCallbackHandler) -> None:
+    """A stream whose cut stands in its message alone."""
+    list(guard_model(ScriptedChatModel.saying(HARMFUL), guard()).stream("hi", config=with_(audit)))
+
+
+@pytest.mark.parametrize("on_flag", ["replace", "raise"])
+def test_cut_of_a_step_behind_the_model_does_not_hide_that_of_a_later_message(on_flag: str) -> None:
+    audit = AdaGuardCallbackHandler()
+    chain = ScriptedChatModel.saying(HARMFUL) | RunnableAdaGuard(guard(on_flag=on_flag))
+    for call in (chain.invoke, lambda *args, **kwargs: list(chain.stream(*args, **kwargs))):
+        with contextlib.suppress(ContentFlaggedError):
+            call("hi", config=with_(audit))
+    assert audit.counts.halts == 2
+    bare_cut(audit)
+    bare_cut(audit)
+    assert audit.counts.halts == 4
+
+
+async def test_cut_of_an_async_step_behind_the_model_does_not_hide_that_of_a_later_message() -> None:
+    audit = AdaGuardCallbackHandler()
+    chain = ScriptedChatModel.saying(HARMFUL) | RunnableAdaGuard(guard())
+    await chain.ainvoke("hi", config=with_(audit))
+    bare_cut(audit)
+    assert audit.counts.halts == 2
+
+
+@pytest.mark.parametrize("by_events", [False, True])
+def test_consumer_that_leaves_at_the_replacement_does_not_hide_a_later_cut(by_events: bool) -> None:
+    audit = AdaGuardCallbackHandler()
+    speaking, replacing = ScriptedChatModel.saying(HARMFUL), guard(replacement="[cut]")
+    model = ChatAdaGuard(inner=speaking, guard=replacing, callbacks=[audit] if by_events else None)
+    stream = model.stream("hi", config=None if by_events else with_(audit))
+    assert any(chunk.content == "[cut]" for chunk in stream)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert (audit.counts.halts, audit.counts.streams) == (1, 1)
+    bare_cut(audit)
+    assert (audit.counts.halts, audit.counts.streams) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "data", [None, "text", {}, {"event": "click"}, {"event": "halt"}, {"event": "check", "decision": "pass"}]
+)
+def test_event_of_an_application_that_has_our_name_is_not_counted(data: Any) -> None:
+    records: list[Any] = []
+    audit = AdaGuardCallbackHandler(on_record=lambda _, found: records.append(found))
+    before = audit.counts
+    audit.on_custom_event("ada_guard", data, run_id=uuid4())
+    assert audit.counts == before
+    assert records == []

@@ -1,5 +1,6 @@
 """A guarded chat model says what the model inside says, up to where the guard cuts it; sync and async alike."""
 
+import copy
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
@@ -8,9 +9,9 @@ from operator import add
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, HumanMessage
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
@@ -633,3 +634,104 @@ def test_wrong_arguments_of_guard_model_are_one_clear_line() -> None:
         with pytest.raises(ConfigError) as raised:
             guard_model(*given, **named)
         assert "\n" not in str(raised.value)
+
+
+def test_a_guard_or_a_model_inside_that_is_none_is_one_clear_line() -> None:
+    inner = ScriptedChatModel.saying(BENIGN)
+    wrong: list[dict[str, Any]] = [
+        {"inner": inner},
+        {"inner": inner, "guard": "reference"},
+        {"guard": guard()},
+        {"inner": "gpt-4", "guard": guard()},
+        {"inner": inner.bind(stop=["x"]), "guard": guard()},
+    ]
+    for fields in wrong:
+        with pytest.raises(ConfigError, match="ChatAdaGuard takes a") as raised:
+            ChatAdaGuard(**fields)
+        assert "\n" not in str(raised.value)
+        assert BENIGN not in str(raised.value)
+    message: Any = "x"
+    with pytest.raises(ConfigError, match="takes a message, not a str"):
+        replacement_only(message)
+
+
+def test_a_guarded_model_can_be_copied_and_shares_its_guard() -> None:
+    model = guarded(ScriptedChatModel.saying(HARMFUL))
+    for copied in (copy.copy(model), copy.deepcopy(model), model.model_copy(deep=True)):
+        assert copied.guard is model.guard
+        assert copied.invoke("?").text == DEFAULT_REPLACEMENT
+
+
+# -- what else is taken over from the model inside -----------------------------------------------------------------
+
+
+class Streaming(ScriptedChatModel):
+    """A model with the setting of many providers."""
+
+    streaming: bool = False
+
+
+class Tokens(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+        self.heard.append(token)
+
+
+@both
+async def test_a_model_that_was_told_to_stream_tells_its_tokens_under_invoke_too(how: str) -> None:
+    async def heard(model: Any) -> list[Any]:
+        tokens = Tokens()
+        asked: Any = {"callbacks": [tokens]}
+        (model.invoke("?", asked) if how == "sync" else await model.ainvoke("?", asked))
+        return tokens.heard
+
+    told = Streaming.saying(BENIGN, streaming=True)
+    assert "".join(await heard(guarded(told))) == BENIGN
+    assert await heard(guarded(told)) == await heard(told)
+    assert await heard(guarded(guarded(told))) == await heard(told)
+    assert HARMFUL not in "".join(await heard(guarded(Streaming.saying(HARMFUL, streaming=True))))
+    for quiet in (Streaming.saying(BENIGN), Streaming.saying(BENIGN, streaming=True, disable_streaming=True)):
+        assert await heard(guarded(quiet)) == []
+    assert await heard(ChatAdaGuard(inner=told, guard=guard(), stream_invoke=False)) == []
+
+
+def test_the_name_is_that_of_the_model_inside() -> None:
+    assert guarded(ScriptedChatModel.saying(BENIGN, name="mine")).get_name() == "mine"
+    assert ChatAdaGuard(inner=ScriptedChatModel.saying(BENIGN, name="mine"), guard=guard(), name="own").name == "own"
+
+
+class AnyMessage(Whole):
+    """A model that answers with a message of whichever role it is told."""
+
+    role: str = "assistant"
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        message = ChatMessage(role=self.role, content=self.said, additional_kwargs={"k": "v"})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@both
+async def test_a_whole_answer_in_the_assistants_role_is_judged_and_stays_what_it_is(how: str) -> None:
+    plain = AnyMessage(said=BENIGN)
+    answer, alone = await invoked(guarded(plain), how), await invoked(plain, how)
+    assert (type(answer), answer.content, answer.additional_kwargs) == (ChatMessage, BENIGN, {"k": "v"})
+    assert (answer.role, type(alone)) == (alone.role, ChatMessage)
+    assert (await invoked(guarded(AnyMessage(said=HARMFUL)), how)).content == DEFAULT_REPLACEMENT
+    with pytest.raises(ConfigError, match="answered with a ChatMessage"):
+        await invoked(guarded(AnyMessage(said=BENIGN, role="critic")), how)
+
+
+@both
+async def test_a_cut_has_one_finish_reason_where_every_chunk_says_one(how: str) -> None:
+    chunks = [
+        chunk.model_copy(update={"response_metadata": {"finish_reason": "STOP"}}) for chunk in word_chunks(HARMFUL)
+    ]
+    model = guarded(ScriptedChatModel(script=lambda _: chunks))
+    assert (await invoked(model, how)).response_metadata["finish_reason"] == "content_filter"
+    added = reduce(add, await streamed(model, how))
+    assert replacement_only(added).response_metadata["finish_reason"] == "content_filter"
+    # What was shown cannot be taken back: only the last chunk by itself says it.
+    said = [chunk.response_metadata["finish_reason"] for chunk in await streamed(model, how) if chunk.text]
+    assert (set(said[:-1]), said[-1]) == ({"STOP"}, "content_filter")

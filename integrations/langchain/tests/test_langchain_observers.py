@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.callbacks import (
@@ -21,8 +22,11 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers import context as tracing
 from langchain_core.tracers.context import collect_runs
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
+from langgraph.config import get_config, get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.runtime import get_runtime
 from langsmith.run_helpers import get_current_run_tree, tracing_context
+from pydantic import PrivateAttr
 
 from ada_guard import Guard, Policy
 from ada_guard.policy import DEFAULT_REPLACEMENT, Schedule
@@ -212,7 +216,7 @@ def test_a_step_sees_no_observer_and_leaves_them_in_place() -> None:
             for fails in (False, True):
                 try:
                     with unobserved():
-                        assert var_child_runnable_config.get() is None
+                        assert not (var_child_runnable_config.get() or {}).get("callbacks")
                         assert get_current_run_tree() is None
                         if fails:
                             raise KeyError
@@ -228,6 +232,105 @@ def _context() -> Iterator[tuple[Any, Any]]:
 
     # What langsmith never set and what it set back to its default are the same to whoever asks.
     return ((var, value) for var, value in copy_context().items() if value is not None)
+
+
+HOOKED: ContextVar[Any] = ContextVar("hooked", default=None)
+
+
+class Hooked(BaseCallbackHandler):
+    """A handler that an environment variable asks for."""
+
+    seen: ClassVar[list[str]] = []
+
+    def on_llm_end(self, response: Any, **kwargs: Any) -> None:
+        self.seen.append(str(response))
+
+
+@both
+@nested
+async def test_handlers_that_the_environment_asks_for_see_the_guarded_run_alone(
+    how: str, kind: type[Nested], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_configure_hooks", [*tracing._configure_hooks])
+    tracing.register_configure_hook(HOOKED, inheritable=True, handle_class=Hooked, env_var="ADA_GUARD_TEST_HOOK")
+    monkeypatch.setenv("ADA_GUARD_TEST_HOOK", "true")
+    monkeypatch.setattr(Hooked, "seen", [])
+    await run(harmful(kind), how, "invoke")
+    assert len(Hooked.seen) == 1
+    assert UNSAFE not in Hooked.seen[0]
+    assert HOOKED.get() is None
+
+
+class Asking(ScriptedChatModel):
+    """A model that asks LangGraph where it runs, and writes to its stream."""
+
+    _asked: list[Any] = PrivateAttr(default_factory=list)
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        for chunk in super()._stream(*args, **kwargs):
+            self._asked.append((get_config()["configurable"]["thread_id"], get_runtime().context))
+            get_stream_writer()({"raw": chunk.text})
+            yield chunk
+
+
+class Inside(Nested):
+    """A model that runs a graph with another model in it."""
+
+    def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        answer = graph_of(self.other).invoke({"messages": messages})["messages"][-1]
+        yield ChatGenerationChunk(message=AIMessageChunk(answer.text, id="inside"))
+
+    async def _astream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        answer = (await graph_of(self.other).ainvoke({"messages": messages}))["messages"][-1]
+        yield ChatGenerationChunk(message=AIMessageChunk(answer.text, id="inside"))
+
+
+def graph_of(model: BaseChatModel) -> Any:
+    def node(state: MessagesState) -> Any:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    async def anode(state: MessagesState) -> Any:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", RunnableLambda(node, anode))
+    graph.add_edge(START, "model")
+    return graph.compile()
+
+
+EVERY_MODE: Any = ["messages", "updates", "values", "custom", "tasks", "checkpoints", "debug"]
+
+
+async def shown_by(graph: Any, how: str) -> list[Any]:
+    asked: Any = {"messages": [("user", "?")]}
+    config: Any = {"configurable": {"thread_id": "7"}}
+    how_to: Any = {"stream_mode": EVERY_MODE, "subgraphs": True, "context": {"user": "u"}}
+    if how == "sync":
+        return list(graph.stream(asked, config, **how_to))
+    return [part async for part in graph.astream(asked, config, **how_to)]
+
+
+@both
+async def test_a_model_may_ask_langgraph_where_it_runs_and_writes_nothing_to_its_stream(how: str) -> None:
+    inner = Asking.saying(HARMFUL)
+    shown = await shown_by(graph_of(guarded(inner)), how)
+    assert set(map(str, inner._asked)) == {"('7', {'user': 'u'})"}
+    assert UNSAFE not in str(shown)
+    assert "raw" not in str(shown)
+    assert "'raw'" in str(await shown_by(graph_of(Asking.saying(HARMFUL)), how))
+
+
+@both
+@pytest.mark.parametrize("kind", [Nested, NestedSync, NestedWhole, Inside])
+async def test_no_mode_of_a_graph_shows_what_is_called_inside_a_model(how: str, kind: type[Nested]) -> None:
+    shown = await shown_by(graph_of(harmful(kind)), how)
+    assert DEFAULT_REPLACEMENT in str(shown)
+    assert UNSAFE not in str(shown)
+    shown = await shown_by(graph_of(guarded(kind(other=Asking.saying(HARMFUL)))), how)
+    assert UNSAFE not in str(shown)
+    assert "raw" not in str(shown)
 
 
 @both

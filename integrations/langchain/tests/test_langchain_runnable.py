@@ -420,3 +420,10 @@ def test_it_stands_behind_any_step_that_gives_text() -> None:
 def test_chunks_keep_their_type() -> None:
     chain = ScriptedChatModel.saying(HARMFUL) | RunnableAdaGuard(guarding())
     assert all(type(chunk) is AIMessageChunk for chunk in chain.stream("hello"))
+
+
+def test_what_is_no_guard_is_one_clear_line() -> None:
+    for wrong in ("reference", None, ScriptedSidecar()):
+        with pytest.raises(ConfigError, match="RunnableAdaGuard takes a Guard") as raised:
+            RunnableAdaGuard(wrong)  # type: ignore[arg-type]  # wrong on purpose
+        assert "\n" not in str(raised.value)

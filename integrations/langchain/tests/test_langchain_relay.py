@@ -11,18 +11,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
+from pydantic import BaseModel
 
-from ada_guard import Policy
+from ada_guard import Done, Halt, Policy, Release
+from ada_guard.delta import Channel
 from ada_guard.guard import Guard
 from ada_guard.policy import Schedule
 from ada_guard.testing import ScriptedSidecar
 from langchain_ada_guard import ChatAdaGuard
 from langchain_ada_guard.fragments import MessageReader, split
-from langchain_ada_guard.gate import ChunkGate
+from langchain_ada_guard.relay import Relay
 from langchain_ada_guard.testing import ScriptedChatModel
 
 Blocks = list[dict[str, Any]]
 PROVIDER = {"model_provider": "openai"}
+DONE = Done(
+    finish_reason="stop",
+    generated_tokens=1,
+    released_tokens=1,
+    unchecked_released_tokens=0,
+    checks=1,
+    check_ms=0.0,
+    wall_ms=0.0,
+    token_ids=(),
+)
+
+
+class Gate(Relay):
+    """A relay told by channel and count what is released, instead of by a guard's events."""
+
+    def release(self, channel: Channel, characters: int) -> list[ChatGenerationChunk]:
+        return list(self.passed(Release(text="x" * characters, depth=1, channel=channel)))
+
+    def finish(self) -> list[ChatGenerationChunk]:
+        return list(self.passed(DONE))
+
+    def drop(self) -> None:
+        list(self.passed(Halt(depth=1, reason="flag", released_depth=0)))
+
+
+class Answered(BaseModel):
+    """What a provider may have parsed of an answer."""
+
+    says: str
 
 
 def chunk(content: str | Blocks = "", *, info: dict[str, Any] | None = None, **fields: Any) -> ChatGenerationChunk:
@@ -145,7 +176,7 @@ def seen_texts(chunks: Sequence[ChatGenerationChunk]) -> dict[str, str]:
 def test_nothing_passes_beyond_what_is_released_and_all_of_it_is_what_came(
     chunks: list[ChatGenerationChunk], data: st.DataObject
 ) -> None:
-    gate, before, passed = ChunkGate(), fresh(chunks), []
+    gate, before, passed = Gate(), fresh(chunks), []
     released: Counter[str] = Counter()
     waiting: list[tuple[Any, int]] = []
     whole = seen_texts(chunks)
@@ -172,7 +203,7 @@ def test_nothing_passes_beyond_what_is_released_and_all_of_it_is_what_came(
 @settings(max_examples=60, deadline=None)
 @given(answers(known))
 def test_what_is_all_released_is_all_shown_without_waiting_for_the_end(chunks: list[ChatGenerationChunk]) -> None:
-    gate, passed = ChunkGate(), []
+    gate, passed = Gate(), []
     for one in chunks:
         for part in gate.take(one):
             passed += gate.release(part.channel, len(part.text))
@@ -187,7 +218,7 @@ def test_text_that_can_be_split_is_shown_to_the_last_released_character(chunks: 
         if seen.place is None:
             continue
         [fragment] = seen.fragments
-        gate = ChunkGate()
+        gate = Gate()
         gate.take(one.model_copy(deep=True))
         passed = [part for _ in fragment.text for part in gate.release(fragment.channel, 1)]
         assert [list(seen_texts([part]).values()) for part in passed] == [
@@ -198,7 +229,7 @@ def test_text_that_can_be_split_is_shown_to_the_last_released_character(chunks: 
 
 
 def test_a_cut_drops_what_is_held_back() -> None:
-    gate = ChunkGate()
+    gate = Gate()
     gate.take(chunk("one two"))
     assert [str(one.message.content) for one in gate.release("text", 3)] == ["one"]
     gate.drop()
@@ -212,6 +243,26 @@ def test_both_halves_say_how_their_content_is_to_be_read() -> None:
     assert first.content_blocks[0]["type"] == "reasoning"
     assert first.response_metadata == {"model_provider": "anthropic"}
     assert second.response_metadata == metadata
+
+
+def test_metadata_that_mirror_a_text_pass_with_the_last_of_it() -> None:
+    for early in (
+        chunk(response_metadata={"raw": {"text": "one two"}}),
+        chunk(info={"logprobs": [{"token": "one"}]}),
+        chunk(response_metadata={"said": "one two"}),
+    ):
+        gate = Gate()
+        for held in (chunk(response_metadata=PROVIDER), early, chunk("one two")):
+            gate.take(held)
+        assert list(gate.release("text", 3)) == []
+        assert [passed.text for passed in gate.release("text", 4)] == ["", "", "one two"]
+
+
+def test_a_chunk_that_only_says_who_speaks_does_not_hold_the_text_behind_it() -> None:
+    gate = Gate()
+    gate.take(chunk(response_metadata={**PROVIDER, "model_name": "gpt-4o-2024", "created": 1}))
+    gate.take(chunk("one two"))
+    assert [passed.text for passed in gate.release("text", 3)] == ["", "one"]
 
 
 # -- what is seen of which provider --------------------------------------------------------------------------------
@@ -374,15 +425,72 @@ def test_what_a_user_could_read_is_seen_and_technical_bytes_are_not(
     ids=lambda block: str(block["type"]),
 )
 def test_what_nobody_knows_or_a_client_would_run_is_seen_and_held_to_the_end(block: dict[str, Any]) -> None:
-    gate = ChunkGate()
+    gate = Gate()
     [fragment] = gate.take(chunk([block]))
     assert fragment.text.strip() == "a"
     assert list(gate.release("text", len(fragment.text))) == []
     assert len(list(gate.finish())) == 1
 
 
+ANYWHERE: list[dict[str, Any]] = [
+    *(
+        {"additional_kwargs": {key: "a b"}}
+        for key in ("data", "status", "__x", "format", "language", "model", "caller")
+    ),
+    {"additional_kwargs": {"parsed": "a b"}},
+    {"additional_kwargs": {"parsed": Answered(says="a b")}},
+    {"additional_kwargs": {"x": {"a b": 1}}},
+    {"additional_kwargs": {"finish_reason": "a b"}},
+    {"content": [{"type": "custom", "data": "a b"}]},
+    {"content": [{"type": "custom", "deep": [{"status": "a b"}]}]},
+    {"content": [{"type": "non_standard", "value": {"type": "x", "format": "a b"}}]},
+    {"content": [{"type": "a b", "x": 1}]},
+    {"content": [{"type": "image", "url": "u", "alt": "a b"}]},
+    {"content": [{"type": "file", "file_id": "f", "title": "a b"}]},
+    {"name": "a b"},
+    {"thought": "a b"},
+    {"thought": {"deep": ["a b"]}},
+]
+
+
+@pytest.mark.parametrize("message", ANYWHERE, ids=str)
+def test_words_in_places_that_nobody_knows_are_seen(message: dict[str, Any]) -> None:
+    for kind in (AIMessage, AIMessageChunk):
+        seen = MessageReader().read(kind(**{"content": "", **message}))
+        assert "".join(fragment.text for fragment in seen.fragments).strip() == "a b"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"additional_kwargs": {"id": "x y", "response_id": "r-1", "thought_signature": "YQ=="}},
+        {"additional_kwargs": {"finish_reason": "stop", "x": {"encrypted_content": "YQ==", "id": "x"}}},
+        {"content": [{"type": "custom", "data": "YQ==", "index": "lc_1", "signature": "YQ=="}]},
+        {"name": "researcher"},
+    ],
+    ids=str,
+)
+def test_ids_signatures_bytes_and_codes_are_not_seen_wherever_they_are(message: dict[str, Any]) -> None:
+    assert MessageReader().read(AIMessageChunk(**{"content": "", **message})).fragments == ()
+
+
+def test_what_was_parsed_of_the_answer_is_not_seen_twice() -> None:
+    reader = MessageReader()
+    reader.read(AIMessageChunk('{"says": "a \\"b\\"'))
+    reader.read(AIMessageChunk(', "deep": ["ü"]}'))
+    parsed = {"says": 'a "b"', "deep": ["ü"]}
+    assert reader.read(AIMessageChunk("", additional_kwargs={"parsed": parsed})).fragments == ()
+    assert reader.read(AIMessageChunk("", additional_kwargs={"parsed": Answered(says='a "b"')})).fragments == ()
+
+
+def test_a_name_is_seen_once_and_does_not_hold_the_text_beside_it() -> None:
+    reader = MessageReader()
+    assert len(reader.read(AIMessageChunk("a", name="Dr. Who")).fragments) == 2
+    assert reader.read(AIMessageChunk("b", name="Dr. Who")).place == ("content",)
+
+
 def test_arguments_of_a_tool_that_the_provider_runs_itself_pass_as_they_are_checked() -> None:
-    gate = ChunkGate()
+    gate = Gate()
     passed = []
     for block in (
         {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}, "index": 1},
