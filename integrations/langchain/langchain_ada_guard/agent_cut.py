@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from ada_guard import ContentFlaggedError, Decision, Policy, Verdict
+from ada_guard import AdaGuardError, ContentFlaggedError, Decision, Policy, Verdict
 from ada_guard.policy import DEFAULT_REPLACEMENT
 from langchain_ada_guard.cut import METADATA_KEY, cut_of, refusal_error, replacement_only
 
@@ -19,8 +19,9 @@ __all__ = ["OWED_KEY", "AnswerCut", "Owed", "kept_message", "owing", "raise_owed
 
 OWED_KEY = "raises"
 """Key in the message's entry about the cut: the error that the agent raises after the model's step."""
-Owed = Literal["flagged", "refusal"]
-"""``"flagged"``: `ContentFlaggedError`, with ``on_flag="raise"``; ``"refusal"``: there is no structured output."""
+Owed = Literal["flagged", "replacement", "refusal"]
+"""``"flagged"``: `ContentFlaggedError`, with ``on_flag="raise"``; ``"replacement"``: the policy's replacement function
+failed; ``"refusal"``: there is no structured output."""
 
 
 class AnswerCut(BaseException):
@@ -33,13 +34,22 @@ class AnswerCut(BaseException):
         super().__init__("the answer was cut by ada-guard")
         self.message = message
 
+    @classmethod
+    def first_of(cls, group: BaseExceptionGroup[AnswerCut]) -> AnswerCut:
+        """One of a group, as a group of tasks makes them."""
+        found: BaseException = group
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        assert isinstance(found, cls)
+        return found
+
 
 def kept_message(message: AIMessage, policy: Policy) -> AIMessage:
     """The message for the agent's state: after a cut the replacement alone. Another one is returned as it is."""
     kept, entry = replacement_only(message), cut_of(message)
     if entry is None or entry.get(OWED_KEY) != "flagged" or entry["replacement_chars"]:
         return kept
-    text = policy.replacement_for(_verdict(entry)) or DEFAULT_REPLACEMENT
+    text = _replacement(policy, _verdict(entry)) or DEFAULT_REPLACEMENT
     kept.content = text
     kept.response_metadata[METADATA_KEY] = {**entry, "replacement_chars": len(text)}
     return kept
@@ -56,6 +66,7 @@ def raise_owed(messages: Sequence[BaseMessage]) -> None:
 
     Raises:
         ContentFlaggedError: It was flagged, and the policy says ``on_flag="raise"``.
+        AdaGuardError: The policy's replacement function failed.
         ModelRefusalError: It was cut where the agent owes its caller structured output;
             `langchain_ada_guard.StructuredOutputCutError` on a langchain-core that has no such error.
     """
@@ -66,9 +77,18 @@ def raise_owed(messages: Sequence[BaseMessage]) -> None:
             entry = cut_of(message) or {}
             if entry.get(OWED_KEY) == "flagged":
                 raise ContentFlaggedError(_verdict(entry))
+            if entry.get(OWED_KEY) == "replacement":
+                raise AdaGuardError(entry["error"])
             if entry.get(OWED_KEY) == "refusal":
                 raise refusal_error(message)
             return
+
+
+def _replacement(policy: Policy, verdict: Verdict) -> str:
+    try:
+        return policy.replacement_for(verdict)
+    except Exception:  # noqa: BLE001  # a function of the user's: ContentFlaggedError is raised, whatever becomes of it
+        return DEFAULT_REPLACEMENT
 
 
 def _verdict(entry: dict[str, Any]) -> Verdict:

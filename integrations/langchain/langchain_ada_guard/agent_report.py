@@ -9,12 +9,15 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler
 from langsmith import get_current_run_tree
 
-from ada_guard import Verdict
+from ada_guard import AdaGuardError, ContentFlaggedError
 from ada_guard.delta import Usage
+from ada_guard.policy import DEFAULT_REPLACEMENT
 from langchain_ada_guard.agent_cut import OWED_KEY
 from langchain_ada_guard.report import EVENT_NAME
 
 __all__ = ["AnswerReport", "annotate_trace"]
+
+_OF_A_CHECK = ("checker", "reason", "harm_probability", "threshold", "partial_view")
 
 
 class AnswerReport(BaseCallbackHandler):
@@ -84,20 +87,22 @@ class AnswerReport(BaseCallbackHandler):
         tokens = None if self._done is None else self._done["generated_tokens"]
         return None if tokens is None else Usage(prompt_tokens=None, completion_tokens=tokens)
 
-    def flagged(self, verdict: Verdict) -> dict[str, Any]:
-        """The metadata entry of an answer for which the guard raised: see `langchain_ada_guard.cut.metadata_of`."""
-        return {
-            **self.summary,
-            "verdict": "flag",
-            "replacement_chars": 0,
-            "checker": verdict.checker,
-            "reason": verdict.reason,
-            "harm_probability": verdict.harm_probability,
-            "threshold": verdict.threshold,
-            "lookahead_tokens": verdict.lookahead_tokens,
-            "partial_view": verdict.partial_view,
-            OWED_KEY: "flagged",
-        }
+    def cut(self, error: AdaGuardError) -> dict[str, Any]:
+        """The metadata entry of an answer that was cut and for which the guard raised, as `cut_entry` makes it.
+
+        Raises:
+            AdaGuardError: The error, if it does not say that the answer was cut.
+        """
+        if isinstance(error, ContentFlaggedError):
+            verdict = error.verdict
+            said = {name: getattr(verdict, name) for name in (*_OF_A_CHECK, "lookahead_tokens")}
+            return {**self.summary, "verdict": "flag", "replacement_chars": 0, **said, OWED_KEY: "flagged"}
+        # The root of all errors itself stands for one thing: the policy's replacement function failed, after the cut.
+        if type(error) is not AdaGuardError or self._halt is None:
+            raise error
+        said = {name: check.get(name) for check in self._checks[-1:] for name in _OF_A_CHECK}
+        replaced = {"replacement_chars": len(DEFAULT_REPLACEMENT), OWED_KEY: "replacement", "error": str(error)}
+        return {**self.summary, **said, **replaced}
 
 
 def annotate_trace(summary: Mapping[str, str | int]) -> None:

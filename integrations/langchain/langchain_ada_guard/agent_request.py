@@ -17,8 +17,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, InstanceOf
 
-from ada_guard import ConfigError, ContentFlaggedError, Guard
-from langchain_ada_guard.agent_cut import AnswerCut, kept_message
+from ada_guard import AdaGuardError, ConfigError, ContentFlaggedError, Guard
+from ada_guard.policy import DEFAULT_REPLACEMENT
+from langchain_ada_guard.agent_cut import OWED_KEY, AnswerCut, kept_message
 from langchain_ada_guard.agent_report import AnswerReport
 from langchain_ada_guard.chat_models import ChatAdaGuard
 from langchain_ada_guard.cut import METADATA_KEY, usage_after
@@ -26,6 +27,10 @@ from langchain_ada_guard.guarded import GuardedChat
 from langchain_ada_guard.rewrap import swap_models
 
 __all__ = ["Watch", "WatchedChat"]
+
+
+class _GuardedRequest(ModelRequest[Any]):
+    """A request whose model is guarded."""
 
 
 class Watch:
@@ -49,9 +54,11 @@ class Watch:
 
     def request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """The same request, whose model is guarded whatever becomes of it: replaced, overridden or assigned to."""
-        guarded = self._guarded
+        if isinstance(request, _GuardedRequest):
+            raise ConfigError("two AdaGuardMiddleware in one agent: one is enough")
+        guarded = self.guarded
 
-        class GuardedRequest(ModelRequest[Any]):
+        class GuardedRequest(_GuardedRequest):
             # ``override``, ``dataclasses.replace`` and assignment all end here.
             def __setattr__(self, name: str, value: Any) -> None:
                 super().__setattr__(name, guarded(value) if name == "model" else value)
@@ -70,16 +77,20 @@ class Watch:
         self._written.append(message)
 
     def wrote(self, message: BaseMessage) -> bool:
-        """Whether a guarded model wrote a message.
+        """Whether a guarded model wrote a message."""
+        return any(message is one or (message.id is not None and message.id == one.id) for one in self._written)
 
-        A message without an id comes from no model. It is taken for a middleware's own words if the guarded model was
-        asked and did not answer, which is how `ModelRetryMiddleware` goes on after a failure.
+    @property
+    def failed(self) -> bool:
+        """Whether a guarded model was asked and did not answer: a middleware may speak for it then."""
+        return self._asked and not self._answered
+
+    def guarded(self, model: Any) -> Any:
+        """The same model, guarded and watched.
+
+        Raises:
+            ConfigError: There is no chat model in it.
         """
-        if message.id is None:
-            return any(message is written for written in self._written) or (self._asked and not self._answered)
-        return any(message.id == written.id for written in self._written)
-
-    def _guarded(self, model: Any) -> Any:
         found_any = False
 
         def swap(found: BaseChatModel) -> BaseChatModel:
@@ -191,7 +202,7 @@ class WatchedChat(ChatAdaGuard):
                     self.watch.note(chunk.message, whole=False)
                     shown.add(chunk.message)
                     yield chunk
-        except ContentFlaggedError as error:
+        except AdaGuardError as error:
             yield _last_chunk(report, error, shown)
 
     async def _astream(
@@ -209,7 +220,7 @@ class WatchedChat(ChatAdaGuard):
                     self.watch.note(chunk.message, whole=False)
                     shown.add(chunk.message)
                     yield chunk
-        except ContentFlaggedError as error:
+        except AdaGuardError as error:
             yield _last_chunk(report, error, shown)
 
     def _generate(
@@ -222,8 +233,8 @@ class WatchedChat(ChatAdaGuard):
         report, inner = self._heard()
         try:
             return inner._generate(messages, stop, run_manager, **kwargs)
-        except ContentFlaggedError as error:
-            return _flagged_result(report, error)
+        except AdaGuardError as error:
+            return _cut_result(report, error)
 
     async def _agenerate(
         self,
@@ -235,8 +246,8 @@ class WatchedChat(ChatAdaGuard):
         report, inner = self._heard()
         try:
             return await inner._agenerate(messages, stop, run_manager, **kwargs)
-        except ContentFlaggedError as error:
-            return _flagged_result(report, error)
+        except AdaGuardError as error:
+            return _cut_result(report, error)
 
 
 @dataclass(slots=True)
@@ -255,23 +266,33 @@ class _Shown:
             self.usage = add_usage(self.usage, message.usage_metadata)
 
 
-def _last_chunk(report: AnswerReport, error: ContentFlaggedError, shown: _Shown) -> ChatGenerationChunk:
-    """Ends a stream for which the guard raised: nothing takes the place of the answer there."""
+def _last_chunk(report: AnswerReport, error: AdaGuardError, shown: _Shown) -> ChatGenerationChunk:
+    """Ends a stream for which the guard raised.
+
+    Raises:
+        AdaGuardError: The error, if it does not say that the answer was cut.
+    """
+    entry, empty = report.cut(error), [] if shown.listed else ""
+    if not isinstance(error, ContentFlaggedError):
+        # The chunk with the replacement has passed: only what is owed is missing.
+        owed: dict[str, Any] = {METADATA_KEY: {name: entry[name] for name in (OWED_KEY, "error")}}
+        return ChatGenerationChunk(message=AIMessageChunk(content=empty, id=shown.message_id, response_metadata=owed))
     message = AIMessageChunk(
-        content=[] if shown.listed else "",
+        content=empty,
         id=shown.message_id,
-        response_metadata=_metadata(report, error),
+        response_metadata={"finish_reason": "content_filter", METADATA_KEY: entry},
         usage_metadata=usage_after(shown.usage, 0, report.usage),
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
 
 
-def _flagged_result(report: AnswerReport, error: ContentFlaggedError) -> ChatResult:
-    usage = usage_after(None, 0, report.usage)
-    message = AIMessage(content="", response_metadata=_metadata(report, error), usage_metadata=usage)
+def _cut_result(report: AnswerReport, error: AdaGuardError) -> ChatResult:
+    """As `_last_chunk`, for a whole answer."""
+    entry = report.cut(error)
+    message = AIMessage(
+        content=DEFAULT_REPLACEMENT if entry["replacement_chars"] else "",
+        response_metadata={"finish_reason": "content_filter", METADATA_KEY: entry},
+        usage_metadata=usage_after(None, 0, report.usage),
+    )
     return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _metadata(report: AnswerReport, error: ContentFlaggedError) -> dict[str, Any]:
-    return {"finish_reason": "content_filter", METADATA_KEY: report.flagged(error.verdict)}

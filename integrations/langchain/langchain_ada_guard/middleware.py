@@ -15,6 +15,7 @@ from ada_guard import ConfigError, Guard
 from langchain_ada_guard.agent_cut import AnswerCut, kept_message, owing, raise_owed
 from langchain_ada_guard.agent_report import annotate_trace
 from langchain_ada_guard.agent_request import Watch
+from langchain_ada_guard.agent_words import ajudged, judged
 from langchain_ada_guard.cut import cut_of
 
 __all__ = ["AdaGuardMiddleware"]
@@ -28,19 +29,28 @@ else:
 
 
 class AdaGuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
-    """Guards the model of an agent: no surface of the agent shows what the guard has not passed.
+    """Guards an agent's own model calls: no surface of the agent shows of them what the guard has not passed.
 
     Put it last in the list: a middleware behind it sees a guarded model where it may look for its provider's class.
     A model that such a middleware puts into the request is guarded too. One that it calls by itself is not: what that
-    says is refused with a `ConfigError`, but its tokens may have been streamed by then. The same holds for models that
-    tools and other middlewares call: guard those with `guard_model`.
+    says is refused with a `ConfigError`, but its tokens may have been streamed by then. What a middleware behind it
+    says of a model that failed is judged like an answer; what one in front of it says is not.
+
+    A middleware in front of it that asks the agent's model by itself, as `LLMToolSelectorMiddleware` does if it is
+    given none, asks the model that the agent was made with. Make the agent with ``guard_model(model, guard)`` then:
+    all of its calls are guarded, this middleware keeps that guard and adds all that follows here. Models that tools
+    and other middlewares bring along are guarded in the same way.
 
     After a cut, streams show the released text and the replacement; the agent's state and its checkpoints hold the
     replacement only. With ``on_flag="raise"`` the agent raises `ContentFlaggedError` after the model's step, where
-    `ModelRetryMiddleware` and `ModelFallbackMiddleware` do not ask again; its state then ends with the replacement. A
-    `CheckError`, which says that the sidecar could not judge, is raised by the model itself and may be retried. An
-    agent with a ``response_format`` raises langchain-core's ``ModelRefusalError`` or `StructuredOutputCutError` after a
-    cut, whatever the policy says.
+    `ModelRetryMiddleware` and `ModelFallbackMiddleware` do not ask again; its state then ends with the replacement. So
+    it does with the error of a replacement function that failed. A `CheckError`, which says that the sidecar could not
+    judge, is raised by the model itself and may be retried. An agent with a ``response_format`` raises langchain-core's
+    ``ModelRefusalError`` or `StructuredOutputCutError` after a cut, whatever the policy says.
+
+    That takes an ``after_model`` hook: one more step of the graph, and one more checkpoint, for each answer of the
+    model. Count it where you set a ``recursion_limit``. Such hooks run from the last middleware to the first: one
+    behind this that jumps, or adds a message of the user, passes the error by: the agent ends with the replacement.
 
     What the guard finds is written to the run's custom stream as ``{"ada_guard": {...}}``, on ``version="v3"`` runs
     also to ``run.extensions["ada_guard"]``, and stands in the metadata of the LangSmith run and in the attributes of
@@ -73,9 +83,9 @@ class AdaGuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         with self._watching(request) as watch:
             try:
                 response = handler(watch.request(request))
-            except AnswerCut as cut:
-                response = ModelResponse(result=[cut.message])
-            return self._kept(response, watch, request)
+            except* AnswerCut as cuts:  # one, or one in the group of a middleware's tasks
+                response = ModelResponse(result=[AnswerCut.first_of(cuts).message])
+            return self._kept(judged(response, watch, request), watch, request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -84,9 +94,9 @@ class AdaGuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         with self._watching(request) as watch:
             try:
                 response = await handler(watch.request(request))
-            except AnswerCut as cut:
-                response = ModelResponse(result=[cut.message])
-            return self._kept(response, watch, request)
+            except* AnswerCut as cuts:
+                response = ModelResponse(result=[AnswerCut.first_of(cuts).message])
+            return self._kept(await ajudged(response, watch, request), watch, request)
 
     def after_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
         """Raises what a cut answer owes."""

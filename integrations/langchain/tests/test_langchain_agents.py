@@ -12,10 +12,12 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     HumanInTheLoopMiddleware,
+    LLMToolSelectorMiddleware,
     ModelRetryMiddleware,
     PIIMiddleware,
     SummarizationMiddleware,
 )
+from langchain_core import exceptions
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.tools import tool
@@ -25,16 +27,18 @@ from langgraph.types import Command
 from ada_guard import ContentFlaggedError, GenerationError, Policy
 from ada_guard.policy import DEFAULT_REPLACEMENT, Schedule
 from ada_guard.testing import UNSAFE, Repeat, Reply, ScriptedEndpoint, ScriptedGuard, ScriptedSidecar
-from langchain_ada_guard import guard_model
+from langchain_ada_guard import StructuredOutputCutError, guard_model
 from langchain_ada_guard.endpoint import ChatAdaGuardEndpoint
 from langchain_ada_guard.middleware import AdaGuardMiddleware
 from langchain_ada_guard.testing import ScriptedChatModel, call_chunks, word_chunks
+from leak_matrix.askers import ASKERS, run_asker
 
 HARMFUL = " ".join([*(f"w{i}" for i in range(24)), UNSAFE, *(f"v{i}" for i in range(25))])
 """50 words; with a check every 8 words it is cut at 32, where 24 have been shown."""
 CUT_AFTER = 33
 """A word is settled when the next one begins."""
 BENIGN = " ".join(f"w{i}" for i in range(30))
+REFUSAL: type[Exception] = getattr(exceptions, "ModelRefusalError", StructuredOutputCutError)
 ASKED: dict[str, Any] = {"messages": [HumanMessage("a question", id="q1")]}
 
 
@@ -380,6 +384,57 @@ async def test_model_on_an_endpoint_keeps_its_guard_and_stops_its_server(sync: b
 
 
 # -- other middlewares ------------------------------------------------------------------------------------------------
+
+
+def selecting_agent(guarded: Any, said: Any, **settings: Any) -> Any:
+    """One whose tools are chosen, in front of the guard, by the model of the agent itself."""
+
+    @tool
+    def bake(what: str) -> str:
+        """Bakes something."""
+        return what
+
+    @tool
+    def fry(what: str) -> str:
+        """Fries something."""
+        return what
+
+    def script(messages: list[BaseMessage]) -> Sequence[AIMessageChunk]:
+        return said if "select" in str(messages[0].content).lower() else word_chunks(BENIGN, id="answer")
+
+    model = guarded(ScriptedChatModel(script=script))
+    return create_agent(model, [bake, fry], middleware=[LLMToolSelectorMiddleware(), guarding()], **settings)
+
+
+def read_until_refused(agent: Any) -> list[Any]:
+    seen: list[Any] = []
+    modes = ["messages", "values", "updates", "custom"]
+    with pytest.raises((REFUSAL, ValueError)):
+        seen.extend(agent.stream(ASKED, in_thread(), stream_mode=modes))
+    return seen
+
+
+def test_middleware_in_front_that_asks_the_agents_model_streams_what_nobody_has_checked() -> None:
+    seen = read_until_refused(selecting_agent(lambda model: model, word_chunks(HARMFUL)))
+    assert UNSAFE in repr(seen)
+
+
+def test_middleware_in_front_that_asks_the_agents_model_is_guarded_with_it() -> None:
+    saver = InMemorySaver()
+    agent = selecting_agent(lambda model: guard_model(model, guard()), word_chunks(HARMFUL), checkpointer=saver)
+    assert UNSAFE not in repr(read_until_refused(agent)) + stored(saver)
+
+
+@pytest.mark.parametrize("asker", sorted(ASKERS))
+def test_stream_is_clean_whoever_asks_where_every_model_is_guarded(asker: str) -> None:
+    assert run_asker(asker, "and around every other").found == []
+    assert run_asker(asker, "no guard").found
+
+
+def test_middleware_in_front_selects_as_ever_with_a_guarded_model() -> None:
+    selection = call_chunks("ToolSelectionResponse", '{"tools": ["bake"]}')
+    agent = selecting_agent(lambda model: guard_model(model, guard()), selection)
+    assert answers(agent.invoke(ASKED)) == [BENIGN]
 
 
 @pytest.mark.parametrize("guard_last", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import json
@@ -17,6 +18,7 @@ from langchain.agents.middleware import (
     ModelRequest,
     ModelResponse,
     ModelRetryMiddleware,
+    after_model,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core import exceptions
@@ -24,12 +26,13 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphRecursionError
 from langsmith import Client, tracing_context
 from langsmith.run_trees import RunTree
 from opentelemetry import trace
 from pydantic import BaseModel
 
-from ada_guard import CheckError, ConfigError, ContentFlaggedError, Guard, Policy
+from ada_guard import AdaGuardError, CheckError, ConfigError, ContentFlaggedError, Guard, Policy
 from ada_guard.policy import DEFAULT_REPLACEMENT, Schedule
 from ada_guard.testing import UNSAFE, ScriptedFollowing, ScriptedGuard, ScriptedSidecar
 from langchain_ada_guard import ChatAdaGuard, StructuredOutputCutError
@@ -434,7 +437,7 @@ def test_flagged_answer_in_content_blocks_ends_in_their_form() -> None:
 async def test_model_that_fails_is_retried_and_its_last_failure_may_stand_as_the_answer(
     said: str, guard_last: bool, sync: bool
 ) -> None:
-    model, own, retry = CountingChatModel.told(said, error=RuntimeError("busy")), guarding(), retrying()
+    model, own, retry = CountingChatModel.told(said or [], error=RuntimeError("busy")), guarding(), retrying()
     state = await run(create_agent(model, [], middleware=[retry, own] if guard_last else [own, retry]), sync)
     [answer] = answers(state)
     assert answer.startswith(
@@ -487,12 +490,10 @@ class BrokenSidecar(ScriptedSidecar):
 
 
 @both
-@pytest.mark.parametrize("guard_last", [True, False])
-async def test_check_that_could_not_be_made_may_be_retried(guard_last: bool, sync: bool) -> None:
-    own, retry = AdaGuardMiddleware(Guard(sidecar=BrokenSidecar(), policy=Policy(on_flag="raise"))), retrying()
-    middleware = [retry, own] if guard_last else [own, retry]
+async def test_check_that_could_not_be_made_may_be_retried(sync: bool) -> None:
+    own = AdaGuardMiddleware(Guard(sidecar=BrokenSidecar(), policy=Policy(on_flag="raise")))
     model = CountingChatModel.told(HARMFUL)
-    state = await run(create_agent(model, [], middleware=middleware), sync)
+    state = await run(create_agent(model, [], middleware=[retrying(), own]), sync)
     [answer] = answers(state)
     assert answer.startswith("Model call failed after 3 attempts with CheckError")
     assert UNSAFE not in answer
@@ -755,3 +756,251 @@ async def test_run_tree_around_a_middleware_that_is_called_by_hand_has_the_verdi
 
             await middleware.awrap_model_call(request, handler)
     assert PASSED.items() <= tree.metadata.items()
+
+
+# -- words of a middleware in the place of an answer ------------------------------------------------------------------
+
+
+class Rescuing(AgentMiddleware):
+    """Answers with words of its own where the model fails."""
+
+    def __init__(self, words: Callable[[ModelRequest[Any]], Any]) -> None:
+        self.words = words
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        try:
+            return handler(request)
+        except RuntimeError:
+            return self.words(request)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        try:
+            return await handler(request)
+        except RuntimeError:
+            return self.words(request)
+
+
+def busy() -> CountingChatModel:
+    return CountingChatModel.told([], error=RuntimeError("busy"))
+
+
+def rescued(words: Any, **policy: Any) -> Any:
+    def say(request: ModelRequest[Any]) -> Any:
+        del request
+        return words
+
+    return create_agent(busy(), [], middleware=[guarding(**policy), Rescuing(say)], checkpointer=InMemorySaver())
+
+
+CALL = {"name": "write", "args": {"text": UNSAFE}, "id": "call-1", "type": "tool_call"}
+
+
+@both
+@pytest.mark.parametrize(
+    "words",
+    [
+        AIMessage(HARMFUL),
+        AIMessage([{"type": "text", "text": HARMFUL}]),
+        AIMessage("", tool_calls=[CALL]),
+        AIMessage("", additional_kwargs={"reasoning_content": HARMFUL}),
+    ],
+    ids=["text", "blocks", "tool call", "reasoning"],
+)
+async def test_harmful_words_that_stand_for_a_failed_answer_are_replaced(words: AIMessage, sync: bool) -> None:
+    agent = rescued(words.model_copy(deep=True))
+    state = await run(agent, sync)
+    assert answers(state) == [DEFAULT_REPLACEMENT]
+    assert state["messages"][-1].tool_calls == []
+    assert state["messages"][-1].response_metadata["ada_guard"]["verdict"] == "flag"
+    assert UNSAFE not in stored(agent.checkpointer)
+
+
+@both
+async def test_words_of_another_model_that_stand_for_a_failed_answer_are_judged(sync: bool) -> None:
+    raw = CountingChatModel.told(HARMFUL)
+    saver, rescue = InMemorySaver(), Rescuing(lambda request: AIMessage(raw.invoke("again").content))
+    agent = create_agent(busy(), [], middleware=[guarding(), rescue], checkpointer=saver)
+    assert answers(await run(agent, sync)) == [DEFAULT_REPLACEMENT]
+    assert UNSAFE not in stored(saver)
+
+
+@both
+async def test_harmful_words_that_stand_for_a_failed_answer_are_raised_where_the_policy_says_so(sync: bool) -> None:
+    agent = rescued(AIMessage(HARMFUL), on_flag="raise")
+    with pytest.raises(ContentFlaggedError):
+        await run(agent, sync)
+    assert answers(agent.get_state(in_thread()).values) == [DEFAULT_REPLACEMENT]
+    assert UNSAFE not in stored(agent.checkpointer)
+
+
+@both
+@pytest.mark.parametrize("on_flag", ["replace", "raise"])
+async def test_harmless_words_that_stand_for_a_failed_answer_stay_as_they_are(on_flag: str, sync: bool) -> None:
+    words = AIMessage("the model is busy", additional_kwargs={"tried": "twice"})
+    [_, answer] = (await run(rescued(words, on_flag=on_flag), sync))["messages"]
+    assert (answer.content, answer.additional_kwargs) == ("the model is busy", {"tried": "twice"})
+    assert "ada_guard" not in answer.response_metadata
+
+
+class WordyChatModel(CountingChatModel):
+    """Says its answer in an error, as some do whose answer could not be parsed."""
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"could not parse: {HARMFUL}")
+
+
+@both
+async def test_failure_that_tells_what_the_model_said_is_judged_before_it_stands_as_the_answer(sync: bool) -> None:
+    saver, middleware = InMemorySaver(), [guarding(), retrying()]
+    agent = create_agent(WordyChatModel.told(""), [], middleware=middleware, checkpointer=saver)
+    assert answers(await run(agent, sync)) == [DEFAULT_REPLACEMENT]
+    assert UNSAFE not in stored(saver)
+
+
+@both
+async def test_words_that_stand_for_a_failed_answer_and_cannot_be_judged_are_not_shown(sync: bool) -> None:
+    own = AdaGuardMiddleware(Guard(sidecar=BrokenSidecar()))
+    agent = create_agent(
+        CountingChatModel.told(HARMFUL), [], middleware=[own, retrying()], checkpointer=InMemorySaver()
+    )
+    with pytest.raises(CheckError, match="the sidecar is gone"):
+        await run(agent, sync)
+    assert answers(agent.get_state(in_thread()).values) == []
+
+
+@both
+async def test_structured_output_that_stands_for_a_failed_answer_is_refused(sync: bool) -> None:
+    words = ModelResponse(result=[AIMessage("done")], structured_response={"title": UNSAFE})
+    with pytest.raises(ConfigError, match="could not guard"):
+        await run(rescued(words), sync)
+
+
+# -- a replacement that fails -----------------------------------------------------------------------------------------
+
+
+def broken_replacement(verdict: Any) -> str:
+    raise RuntimeError("no words for w0")
+
+
+FAILED_REPLACEMENT = "the policy's replacement function failed: RuntimeError"
+
+
+@both
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("neighbours", sorted(NEIGHBOURS))
+async def test_flagged_answer_is_raised_as_such_where_the_replacement_fails(
+    neighbours: str, streams: bool, sync: bool
+) -> None:
+    told = {} if streams else {"disable_streaming": True}
+    model, spare = CountingChatModel.told(HARMFUL, **told), CountingChatModel.told(BENIGN)
+    middleware = NEIGHBOURS[neighbours](guarding(on_flag="raise", replacement=broken_replacement), spare)
+    agent = create_agent(model, [], middleware=middleware, checkpointer=InMemorySaver())
+    with pytest.raises(ContentFlaggedError):
+        await run(agent, sync)
+    assert (model.calls, spare.calls) == (1, 0)
+    assert answers(agent.get_state(in_thread()).values) == [DEFAULT_REPLACEMENT]
+
+
+@both
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("neighbours", sorted(NEIGHBOURS))
+async def test_replacement_that_fails_is_raised_once_and_the_answer_not_asked_for_again(
+    neighbours: str, streams: bool, sync: bool
+) -> None:
+    told = {} if streams else {"disable_streaming": True}
+    model, spare = CountingChatModel.told(HARMFUL, **told), CountingChatModel.told(BENIGN)
+    saver = InMemorySaver()
+    middleware = NEIGHBOURS[neighbours](guarding(replacement=broken_replacement), spare)
+    agent = create_agent(model, [], middleware=middleware, checkpointer=saver)
+    with pytest.raises(AdaGuardError) as caught:
+        await run(agent, sync)
+    assert (type(caught.value), str(caught.value)) == (AdaGuardError, FAILED_REPLACEMENT)
+    assert caught.value.__cause__ is None
+    assert (model.calls, spare.calls) == (1, 0)
+    [_, answer] = agent.get_state(in_thread()).values["messages"]
+    entry = answer.response_metadata["ada_guard"]
+    assert answer.content == DEFAULT_REPLACEMENT
+    assert (entry["verdict"], entry["depth"], entry["checker"]) == ("flag", 32, "probe")
+    assert UNSAFE not in stored(saver)
+
+
+def test_stream_of_an_answer_whose_replacement_fails_ends_with_the_default_text_and_the_error() -> None:
+    agent = create_agent(CountingChatModel.told(HARMFUL), [], middleware=[guarding(replacement=broken_replacement)])
+    seen: list[Any] = []
+    with pytest.raises(AdaGuardError, match=FAILED_REPLACEMENT):
+        seen.extend(agent.stream(ASKED, stream_mode="messages"))
+    assert "".join(str(chunk.content) for chunk, _ in seen) == SHOWN + DEFAULT_REPLACEMENT
+    assert "w0" not in repr(seen[-1])
+
+
+# -- where the middleware stands --------------------------------------------------------------------------------------
+
+
+class SecondGuard(AdaGuardMiddleware):
+    """LangChain takes one middleware of a name."""
+
+
+@both
+async def test_two_guards_in_one_agent_are_refused_in_one_line(sync: bool) -> None:
+    middleware = [guarding(), SecondGuard(guard())]
+    with pytest.raises(ConfigError, match=r"^two AdaGuardMiddleware in one agent: one is enough"):
+        await run(create_agent(CountingChatModel.told(BENIGN), [], middleware=middleware), sync)
+
+
+class Grouping(AgentMiddleware):
+    """Calls the model in a group of tasks, in a group of tasks."""
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        async with asyncio.TaskGroup(), asyncio.TaskGroup() as group:
+            asked = group.create_task(handler(request))  # type: ignore[arg-type]  # it is a coroutine
+        return asked.result()
+
+
+@pytest.mark.parametrize(("on_flag", "error"), [("replace", REFUSAL), ("raise", ContentFlaggedError)])
+async def test_cut_structured_output_is_a_refusal_through_a_group_of_tasks(on_flag: str, error: Any) -> None:
+    agent, model = structured("provider strategy", BAD, [guarding(on_flag=on_flag), Grouping()])
+    with pytest.raises(error):
+        await run(agent, sync=False)
+    assert model.calls == 1
+
+
+def test_what_failed_beside_a_cut_in_a_group_of_tasks_is_raised() -> None:
+    class FailingBeside(AgentMiddleware):
+        def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+            try:
+                return handler(request)
+            except BaseException as error:  # noqa: BLE001  # as a group of tasks does
+                raise BaseExceptionGroup("both", [error, RuntimeError("beside")]) from None
+
+    agent, _ = structured("provider strategy", BAD, [guarding(), FailingBeside()])
+    with pytest.raises(ExceptionGroup) as caught:
+        agent.invoke(ASKED)
+    assert [str(error) for error in caught.value.exceptions] == ["beside"]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("update", [{"jump_to": "end"}, {"messages": [HumanMessage("go on")]}], ids=["jumps", "asks"])
+def test_hook_behind_the_guard_that_jumps_or_asks_passes_its_error_by(update: dict[str, Any], behind: bool) -> None:
+    @after_model(can_jump_to=["end"])
+    def leave(state: Any, runtime: Any) -> dict[str, Any]:
+        return update
+
+    own = guarding(on_flag="raise")
+    agent = create_agent(CountingChatModel.told(HARMFUL), [], middleware=[own, leave] if behind else [leave, own])
+    if behind:
+        assert answers(agent.invoke(ASKED)) == [DEFAULT_REPLACEMENT]
+    else:
+        with pytest.raises(ContentFlaggedError):
+            agent.invoke(ASKED)
+
+
+@pytest.mark.parametrize(("middleware", "steps"), [([], 1), ([guarding()], 2)])
+def test_guard_costs_one_step_of_the_graph_for_each_answer(middleware: list[Any], steps: int) -> None:
+    agent = create_agent(CountingChatModel.told(BENIGN), [], middleware=middleware)
+    agent.invoke(ASKED, {"recursion_limit": steps + 1})
+    with pytest.raises(GraphRecursionError):
+        agent.invoke(ASKED, {"recursion_limit": steps})
