@@ -20,6 +20,7 @@ from ada_guard.guard import Guard, Messages
 from ada_guard.policy import Policy, Schedule
 from ada_guard.session import Piece, StreamSession
 from ada_guard.sidecar.channels import Move, Order
+from ada_guard.sidecar.escapes import unescaped
 from ada_guard.sidecar.protocol import Conversation
 from ada_guard.sidecar.rendered import whole_call
 from ada_guard.steps import Steps, Work
@@ -224,11 +225,11 @@ def _others(moves: Iterable[Move]) -> Iterator[Fragment]:
 
 
 def _said(pieces: Iterable[Piece]) -> str:
-    """All that pieces hold, names of tools too."""
+    """All that pieces hold, names of tools too, and their arguments as they will be when they run."""
     said = []
     for piece in pieces:
         for other in piece.others:
-            said += [other.call.name or "" if other.call else "", other.text]
+            said += [other.call.name or "", unescaped(other.text)] if other.call else [other.text]
         said.append(piece.text)
     return "".join(said)
 
@@ -281,7 +282,7 @@ class ScriptedModel:
 
     name = identity = "scripted"
     probe = _ScriptedProbe()
-    tokenizer = encode = None
+    tokenizer = encode = context_tokens = None
 
 
 class ScriptedGuard(Guard):

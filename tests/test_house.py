@@ -20,12 +20,12 @@ from ada_guard.testing import UNSAFE, ScriptedGuard
 PACKAGE = Path(ada_guard.__file__).parent
 FLOORS = [
     {"errors", "verdict", "delta", "events", "policy", "refusals", "steps", "http"},
-    {"session", "control", "template", "spec", "prompt"},
+    {"session", "control", "template", "spec", "prompt", "tool_forms", "tool_text", "tool_template"},
     {"checking"},
     {"checkers"},
     {"local", "reference"},
     {"sources", "sidecar", "probe"},
-    {"driver", "completion", "assembly"},
+    {"driver", "completion", "assembly", "relay"},
     {"guarded_session"},
     {"guard"},
     {"evals", "serve", "testing", "testing_endpoint", "__init__"},

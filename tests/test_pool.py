@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -523,3 +525,22 @@ async def test_interleaved_streams_decide_as_solo_runs(checker: Any) -> None:
         assert got == await follow(alone, text, 99)
         await alone.aclose()
     await shared.aclose()
+
+
+ENDS_WHILE_A_PROMPT_IS_READ = """
+from ada_guard import Guard
+guard = Guard.for_sidecar("reference")
+session = guard.session([{"role": "user", "content": "How do I bake bread? " * 100}])
+"""
+ENDS_WHILE_THE_WORKER_RUNS = """
+import torch
+from ada_guard import Guard
+model = Guard.from_pretrained("reference").model
+model.worker.submit(lambda: [model.model(torch.zeros(1, 500, dtype=int)) for _ in range(4)])
+"""
+
+
+@pytest.mark.parametrize("script", [ENDS_WHILE_A_PROMPT_IS_READ] * 3 + [ENDS_WHILE_THE_WORKER_RUNS])
+def test_a_process_may_end_while_a_pass_runs(script: str) -> None:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0

@@ -146,6 +146,9 @@ class LocalModel:
                 f"cannot load the model {str(model)!r}: no such folder or id, not a causal language "
                 f"model, or a library it needs is missing ({type(error).__name__})"
             ) from None
+        except TypeError:
+            given = f": {', '.join(sorted(kwargs))}" if kwargs else ""
+            raise ConfigError(f"cannot load the model {str(model)!r}: it does not take these settings{given}") from None
         if device is not None:
             net = net.to(device)
         spec = ModelSpec.derive(tokenizer, variant="reasoning" if variant == "reasoning" else "answer")

@@ -239,7 +239,7 @@ def _generation_config(
     if unknown:
         raise ConfigError(f"unknown generation setting: {', '.join(sorted(unknown))}")
     if temperature is not None:
-        if not (math.isfinite(temperature) and temperature >= 0):
+        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
             raise ConfigError("temperature must be a number >= 0")
         config.do_sample = temperature > 0
         config.temperature = temperature if temperature > 0 else None
@@ -251,15 +251,17 @@ def _generation_config(
     if config.cache_implementation is not None:
         raise ConfigError("the guard needs transformers' dynamic cache: leave cache_implementation unset")
     wanted = max_new_tokens if max_new_tokens is not None else config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    if wanted < 1:
-        raise ConfigError("max_new_tokens must be >= 1")
+    if not isinstance(wanted, int) or wanted < 1:
+        raise ConfigError("max_new_tokens must be a whole number >= 1")
     config.max_new_tokens, config.max_length = wanted, None
+    if not isinstance(stop, str | Sequence):
+        raise ConfigError("stop must be a text or a list of texts")
     strings = [stop] if isinstance(stop, str) else [*stop]
     own = config.stop_strings or []
     strings += [own] if isinstance(own, str) else [*own]
     config.stop_strings = None
     config.return_dict_in_generate = False
     config.use_cache = True
-    if not all(strings):
+    if not all(isinstance(each, str) and each for each in strings):
         raise ConfigError("a stop string must not be empty")
     return config, tuple(strings)

@@ -15,7 +15,9 @@ from ada_guard.delta import Fragment
 from ada_guard.errors import CheckError
 from ada_guard.session import Piece
 from ada_guard.sidecar.channels import Move, Order
+from ada_guard.sidecar.escapes import Unescaping, unescaped
 from ada_guard.sidecar.rendered import RenderedTurn, whole_call
+from ada_guard.sidecar.settled import SettledTokens
 from ada_guard.spec import ModelSpec
 
 __all__ = ["AnswerTokens"]
@@ -29,7 +31,8 @@ class AnswerTokens:
     """Turns a stream's fragments into settled pieces.
 
     Where the first delta with content has ids, the ids are the tokens: a delta's fragments belong to its last id, and
-    text without ids waits for the next one. Otherwise, and from where the ids end, the text is tokenised here.
+    text without ids waits for the next one. Otherwise, and from where the ids end, the text is tokenised here; so are
+    arguments of a tool call whose ids only spell out escaped characters, behind those.
 
     Args:
         tokenizer: The sidecar's.
@@ -78,8 +81,7 @@ class AnswerTokens:
             return self._with_ids(ids)
         if sum(len(fragment.text) for fragment in self._without_id) <= _WAITING_CHARACTERS:
             return []
-        self._leave_ids()
-        return self._read(self._moves())
+        return [*self._leave_ids(), *self._read(self._moves())]
 
     def flush(self) -> list[Piece]:
         """The rest, once no more will come. Only what no token covers, at the very end, comes without a token."""
@@ -89,10 +91,11 @@ class AnswerTokens:
         calls = calls or any(fragment.channel == "tool_call" for fragment in waiting)
         if self._by_ids and not (calls and waiting) and self._is_known("".join(each.text for each in waiting)):
             rest = self._fragments([*self._moves(), *self._order.flush()])
+            if ids := self._decoded_again(rest):
+                return [*(Piece(token_id=i) for i in ids[:-1]), Piece(others=tuple(rest), token_id=ids[-1])]
             return [Piece(others=tuple(rest), is_token=False)] if rest else []
-        if self._by_ids:
-            self._leave_ids()
-        return [*self._read(self._moves()), *self._read(self._order.flush()), *self._turn.finish()]
+        again = self._leave_ids() if self._by_ids else []
+        return [*again, *self._read(self._moves()), *self._read(self._order.flush()), *self._turn.finish()]
 
     def _moves(self) -> Iterable[Move]:
         fragments, self._without_id = self._without_id, []
@@ -106,6 +109,7 @@ class AnswerTokens:
             raise CheckError("the endpoint's token ids are not of the sidecar's tokenizer")
         self._recent.extend(ids)
         fragments = self._fragments(self._moves())
+        ids = [*ids, *self._decoded_again(fragments)]
         # The text of a piece comes behind its other fragments: only the last one can be it.
         text = fragments.pop().text if fragments and fragments[-1].channel == "text" else ""
         return [*(Piece(token_id=i) for i in ids[:-1]), Piece(text=text, others=tuple(fragments), token_id=ids[-1])]
@@ -120,14 +124,31 @@ class AnswerTokens:
                 found.append(whole_call(move.part))
         return found
 
+    def _decoded_again(self, fragments: Sequence[Fragment]) -> list[int]:
+        """Ids of the arguments of tool calls that hold escaped characters, as they will be when they run."""
+        decoded = [(each.text, unescaped(each.text)) for each in fragments if each.call is not None]
+        texts = [f"\n{read}" for written, read in decoded if read != written]
+        if not texts:
+            return []
+        settled = SettledTokens(self._tokenizer)
+        settled.follow(self._decoded())
+        pieces = [*settled.push("".join(texts)), *settled.flush()]
+        return [piece.token_id for piece in pieces if piece.token_id is not None]
+
     def _is_known(self, text: str) -> bool:
         """Whether text that came behind the last id is that of the last ids: servers hold text back, but no ids."""
         return self._decoded().endswith(text)
 
-    def _leave_ids(self) -> None:
+    def _leave_ids(self) -> list[Piece]:
         """From here on text is tokenised, behind what the ids have said."""
         self._by_ids = False
-        self._turn.go_on(self._order.current, behind=self._decoded())
+        part = self._order.current
+        self._turn.go_on(part, behind=self._decoded())
+        if part is None or part.call is None:
+            return []
+        written = "".join(part.arguments)
+        read = Unescaping().push(written)
+        return [] if written.startswith(read) else self._turn.read(Move(part=part, text=f"\n{read}"))
 
     def _decoded(self) -> str:
         ids = list(self._recent)

@@ -6,6 +6,8 @@ The order depends on what the fragments hold, never on how they were split:
 - A tool call that is begun is finished before anything that appeared after it: what comes in between waits until
   the call's arguments are a whole JSON object, or until the answer ends.
 - Anything else ends when another part appears; the same channel coming again is a new part.
+
+What is read of a tool call's arguments has no escaped characters: it is judged as what it will be when it runs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 
 from ada_guard.delta import Channel, Fragment, ToolCall
 from ada_guard.errors import GenerationError
+from ada_guard.sidecar.escapes import Unescaping
 
 __all__ = ["Move", "Order", "Part", "merged_call"]
 
@@ -30,7 +33,7 @@ class Part:
     Attributes:
         channel: Which.
         call: For a tool call, all that is known of it so far.
-        arguments: Of a tool call, as far as they were read.
+        arguments: Of a tool call, as far as they were read, as they came.
         waiting: Text that is not read yet, while another part is.
     """
 
@@ -39,6 +42,7 @@ class Part:
     arguments: list[str] = field(default_factory=list, repr=False)
     waiting: list[str] = field(default_factory=list, repr=False)
     _object: _ObjectEnd = field(default_factory=lambda: _ObjectEnd(), repr=False)
+    _unescaping: Unescaping = field(default_factory=Unescaping, repr=False)
 
     @property
     def index(self) -> int | None:
@@ -49,10 +53,15 @@ class Part:
         """Whether nothing is missing: always, but for a tool call whose arguments are no whole object yet."""
         return self.call is None or self._object.reached
 
-    def read(self, text: str) -> None:
-        """Takes the next text of a tool call's arguments."""
+    def read(self, text: str) -> str:
+        """Takes the next text of a tool call's arguments; returns what is to be judged of it."""
         self.arguments.append(text)
         self._object.read(text)
+        return self._unescaping.push(text)
+
+    def rest(self) -> str:
+        """What is to be judged at the end: half an escape."""
+        return self._unescaping.flush()
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +86,7 @@ class _ObjectEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """The next thing to read: some text of a part, or its end."""
+    """The next thing to read: some text of a part, or its end. Of a tool call's arguments, the text to be judged."""
 
     part: Part
     text: str = field(default="", repr=False)
@@ -146,15 +155,13 @@ class Order:
             yield self._read(part, text)
 
     def _read(self, part: Part, text: str) -> Move:
-        if part.call is not None:
-            part.read(text)
-        return Move(part=part, text=text)
+        return Move(part=part, text=text if part.call is None else part.read(text))
 
     def _end(self, part: Part) -> Move:
         self.current = None
         if part.index is not None:
             self._done.add(part.index)
-        return Move(part=part, ends=True)
+        return Move(part=part, text=part.rest(), ends=True)
 
 
 def merged_call(known: ToolCall | None, told: ToolCall) -> ToolCall:

@@ -6,12 +6,15 @@ policy and no socket.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ada_guard.checking import Ask, AskLookahead, CheckContext, Checker
@@ -86,6 +89,8 @@ class Pool:
         self._incoming: deque[Job] = deque()
         self._active: list[Job] = []
         self._thread: threading.Thread | None = None
+        # A pass that the process's end comes into would abort the process.
+        self._at_exit = partial(_close_if_there, weakref.ref(self))
         self._stopped: str | None = None
         self._checks = self._passes = self._rows = 0
 
@@ -176,6 +181,7 @@ class Pool:
             thread.join()
         self._fail_all(_CLOSED)
         self._tenancy = None
+        atexit.unregister(self._at_exit)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -197,6 +203,7 @@ class Pool:
 
     def _start(self) -> None:
         if self._thread is None:
+            atexit.register(self._at_exit)
             self._thread = threading.Thread(target=self._run, name="ada-guard-pool", daemon=True)
             self._thread.start()
 
@@ -219,6 +226,7 @@ class Pool:
                 self._wait_for_others()
             if self._stopped is not None or not (self._active or self._incoming or self._leaving or self._slots):
                 self._thread = None
+                atexit.unregister(self._at_exit)
                 return False
             new, self._incoming = list(self._incoming), deque()
             leaving, self._leaving = list(self._leaving), deque()
@@ -333,3 +341,8 @@ class Pool:
         for job in jobs:
             self._finish(job, error=CheckError(why))
         self._active.clear()
+
+
+def _close_if_there(pool: weakref.ref[Pool]) -> None:
+    if (found := pool()) is not None:
+        found.close()

@@ -8,6 +8,7 @@ whether its client went away, so that a test can assert that a cut really stoppe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -229,7 +230,8 @@ class _Answer:
 
     async def _item(self, item: str | bytes | Mapping[str, Any] | Chunk | Pause) -> None:
         if isinstance(item, Pause):
-            await asyncio.wait({asyncio.ensure_future(self._gone.wait())}, timeout=item.seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), timeout=item.seconds)
         elif isinstance(item, bytes):
             await self._bytes(item)
         elif isinstance(item, Chunk):

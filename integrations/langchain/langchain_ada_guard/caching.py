@@ -71,4 +71,5 @@ class LastingAnswers(BaseCache):
 
 def _lasts(generations: Sequence[Generation]) -> bool:
     cuts = [cut_of(generation.message) for generation in generations if isinstance(generation, ChatGeneration)]
-    return all(cut is None or cut["verdict"] == "flag" for cut in cuts)
+    # Where the replacement could not be made, an error is owed that a cache would not raise again.
+    return all(cut is None or (cut["verdict"] == "flag" and cut.get("raises") != "replacement") for cut in cuts)

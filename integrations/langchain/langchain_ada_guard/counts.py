@@ -15,10 +15,25 @@ from ada_guard.errors import MissingExtraError
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["GuardCounts", "Tally"]
+__all__ = ["TOLD_ONCE", "GuardCounts", "Tally"]
+
+TOLD_ONCE = "ada_guard_told_once"
+"""Stands in the metadata of events whose stream ends in no message or error of a model."""
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REMEMBERED_CUTS = 1024
+_TOKENS = {
+    "generated_tokens": "generated",
+    "released_tokens": "released",
+    "unchecked_released_tokens": "unchecked_released",
+}
+_ALL = ("halts", "streams", *_TOKENS)
+_KEYS: Mapping[str, frozenset[str]] = {
+    "check": frozenset({"decision", "checker", "elapsed_ms"}),
+    "halt": frozenset({"reason", "depth"}),
+    "done": frozenset(_TOKENS),
+}
+"""An event's name -> what is counted of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +101,18 @@ class Tally:
                 **{n: self._numbers[n] for n in _ALL},
             )
 
-    def event(self, data: Mapping[str, Any], *, told: bool) -> None:
+    def event(self, data: Mapping[str, Any], *, told: bool) -> bool:
         """Counts an event, as `langchain_ada_guard.report.event_data` gives it.
 
         Args:
             data: The event.
             told: Whether a guarded model told of it, so that its message or error will tell of a cut again.
+
+        Returns:
+            Whether it is one of these events at all.
         """
+        if not _is_event(data):
+            return False
         with self._lock:
             if data["event"] == "check":
                 self._check(data["decision"], data["checker"], data["elapsed_ms"])
@@ -102,6 +122,7 @@ class Tally:
                     self._told.append({"verdict": _verdict(data["reason"]), "depth": data["depth"]})
             elif data["event"] == "done":
                 self._done(data)
+        return True
 
     def cut(self, found: Mapping[str, Any]) -> bool:
         """Counts a cut that a message or an error tells of, if no event has told of it.
@@ -146,12 +167,12 @@ class Tally:
                 self._metrics.tokens.labels(label).inc(data.get(name, 0))
 
 
-_TOKENS = {
-    "generated_tokens": "generated",
-    "released_tokens": "released",
-    "unchecked_released_tokens": "unchecked_released",
-}
-_ALL = ("halts", "streams", *_TOKENS)
+def _is_event(data: object) -> bool:
+    """Whether it is what `langchain_ada_guard.report.event_data` gives. An application may use our name too."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("event"), str):
+        return False
+    keys = _KEYS.get(data["event"])
+    return keys is not None and keys <= data.keys()
 
 
 def _verdict(reason: str) -> str:

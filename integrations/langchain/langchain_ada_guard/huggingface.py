@@ -14,16 +14,14 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
 from ada_guard import ConfigError, Event, Guard
-from ada_guard.template import render
+from ada_guard.tool_template import messages_for_template, shows_tools
+from ada_guard.tool_text import CallReader
 from langchain_ada_guard.messages import guard_messages, guard_tools
 from langchain_ada_guard.spoken import SpeakingChat, Spoken
 from langchain_ada_guard.structured import refusing
-from langchain_ada_guard.tool_text import CallReader
 
 __all__ = ["ChatAdaGuardHuggingFace"]
 
-_SENTINEL = "qzjxvtool"
-"""The name of a tool that no template writes by itself."""
 _STRUCTURED = "ls_structured_output_format"
 
 
@@ -165,7 +163,8 @@ class ChatAdaGuardHuggingFace(SpeakingChat):
         settings = self._settings(stop, self.generation, asked)
         tools = guard_tools(settings.pop("tools", None))
         if (limit := settings.pop("max_tokens", None)) is not None:
-            settings.setdefault("max_new_tokens", limit)
+            of_this_call = asked.get("max_tokens") is not None and asked.get("max_new_tokens") is None
+            settings["max_new_tokens"] = limit if of_this_call else settings.get("max_new_tokens", limit)
         passage.model_name = self.model_name
         kwargs = settings.pop("template_kwargs", self.template_kwargs)
         shown = self._template_messages(messages, kwargs)
@@ -178,51 +177,9 @@ class ChatAdaGuardHuggingFace(SpeakingChat):
 
     def _template_messages(
         self, messages: list[BaseMessage], template_kwargs: Mapping[str, Any] | None
-    ) -> list[dict[str, Any]]:
-        """The messages as the template takes them: most want the arguments of a call as an object, some as text."""
-        plain = guard_messages(messages)
-        objects = [
-            {**each, "tool_calls": [_with_object(call) for call in each["tool_calls"]]}
-            if "tool_calls" in each
-            else each
-            for each in plain
-        ]
-        if objects == plain:
-            return plain
-        return plain if _rendered(self.guard.model.tokenizer, objects, **(template_kwargs or {})) is None else objects
+    ) -> list[Mapping[str, Any]]:
+        return messages_for_template(self.guard.model.tokenizer, guard_messages(messages), template_kwargs)
 
     def _require_template_with_tools(self) -> None:
-        tool = {
-            "type": "function",
-            "function": {
-                "name": _SENTINEL,
-                "description": _SENTINEL,
-                "parameters": {"type": "object", "properties": {}},
-            },
-        }
-        asked = [{"role": "user", "content": "?"}]
-        if _SENTINEL not in (_rendered(self.guard.model.tokenizer, asked, tools=[tool]) or ""):
+        if not shows_tools(self.guard.model.tokenizer):
             raise ConfigError("the model's chat template ignores tools: the model was not made to call any")
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str | None:
-    """What the template makes of messages; None if it takes them neither with texts nor with lists of parts."""
-    parts = [
-        {**each, "content": [{"type": "text", "text": each["content"]}]} if isinstance(each["content"], str) else each
-        for each in messages
-    ]
-    for form in (messages, parts):
-        try:
-            return render(tokenizer, form, add_generation_prompt=True, **kwargs)
-        except (ConfigError, TypeError):  # the latter: variables that may not be set, which encoding says more clearly
-            continue
-    return None
-
-
-def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        return dict(call)
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else dict(call)

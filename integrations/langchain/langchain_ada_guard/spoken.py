@@ -12,15 +12,18 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from ada_guard import Done, Event, Halt, Release
 from ada_guard.delta import Usage
+from ada_guard.tool_forms import WrittenCall
+from ada_guard.tool_text import CallReader
 from langchain_ada_guard.cut import cut_chunk, usage_after
 from langchain_ada_guard.guarded import GuardedChat
-from langchain_ada_guard.tool_forms import WrittenCall
-from langchain_ada_guard.tool_text import CallReader, call_chunk
+from langchain_ada_guard.tool_text import call_chunk
 
 __all__ = ["SpeakingChat", "Spoken", "usage_of"]
 
 _KEYS = {"reasoning": "reasoning_content", "refusal": "refusal"}
 """Where in ``additional_kwargs`` a channel beside the text goes."""
+_WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+"""Why an answer ends that was not broken off."""
 _INPUT = {"cached_tokens": "cache_read", "audio_tokens": "audio"}
 _OUTPUT = {"reasoning_tokens": "reasoning", "audio_tokens": "audio"}
 """Names of an endpoint's token counts -> LangChain's."""
@@ -75,13 +78,14 @@ class Spoken:
             yield from _said(event.text if self.reader is None else self.reader.push(event.text))
 
     def _end(self, done: Done) -> Iterator[ChatGenerationChunk]:
+        last = None if done.finish_reason in _WHOLE else len(self._calls) - 1
         if self.reader is not None:
             rest = self.reader.finish(done.token_ids)
             yield from _said(beside={_KEYS["reasoning"]: rest.reasoning} if rest.reasoning else {})
             yield from _said(rest.text)
             self._calls += rest.calls
         for index, call in enumerate(self._calls):
-            yield ChatGenerationChunk(message=call_chunk(call, index))
+            yield ChatGenerationChunk(message=call_chunk(call, index, broken_off=index == last))
         metadata = {"finish_reason": done.finish_reason}
         if self.model_name:
             metadata["model_name"] = self.model_name

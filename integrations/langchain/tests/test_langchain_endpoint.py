@@ -242,6 +242,33 @@ def test_arguments_that_are_no_object_make_an_invalid_call(arguments: str) -> No
         assert not bound.stream_events("Tell me.", version="v3").output.tool_calls
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_call_that_is_broken_off_before_its_arguments_is_invalid(text: str) -> None:
+    with served(calling("weather", text, finish_reason="length")) as (model, _):
+        bound: Any = model.bind_tools([weather])
+        for message in (whole([*bound.stream("Tell me.")]), bound.invoke("Tell me.")):
+            assert not message.tool_calls
+            assert [call["name"] for call in message.invalid_tool_calls] == ["weather"]
+    with served(calling("weather", text)) as (model, _):
+        assert [call["args"] for call in model.bind_tools([weather]).invoke("Tell me.").tool_calls] == [{}]
+
+
+def test_an_escaped_word_in_the_arguments_is_cut_and_a_harmless_one_comes_as_it_was_written() -> None:
+    def written(word: str) -> str:
+        return '{"city": "' + "".join(f"\\u{ord(letter):04x}" for letter in word) + '"}'
+
+    with served(calling("weather", written(f"so {UNSAFE}"))) as (model, _):
+        bound: Any = model.bind_tools([weather])
+        message = whole([*bound.stream("Tell me.")])
+        assert not message.tool_calls
+        assert cut_of(message) is not None
+    with served(calling("weather", written("Köln"))) as (model, _):
+        bound = model.bind_tools([weather])
+        message = whole([*bound.stream("Tell me.")])
+        assert message.tool_call_chunks[0]["args"] == written("Köln")
+        assert message.tool_calls[0]["args"] == {"city": "Köln"}
+
+
 def test_an_agent_runs_the_tool_and_tells_the_server() -> None:
     with served(calling("weather", '{"city": "Ulm"}'), "It rains.") as (model, asked):
         messages = create_agent(model, [weather]).invoke({"messages": [HumanMessage("Tell me.")]})["messages"]
@@ -405,6 +432,8 @@ def test_what_cannot_work_is_refused() -> None:
     raw = Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api="completions", api_key_env=None)
     with pytest.raises(ConfigError, match="chat"):
         ChatAdaGuardEndpoint(guard=Guard(raw, sidecar=ScriptedSidecar()))
+    with pytest.raises(ConfigError, match="no setting called temprature"):
+        ChatAdaGuardEndpoint.for_endpoint("http://127.0.0.1:9/v1", model="m", sidecar=ScriptedSidecar(), temprature=1)
     with served("Yes.") as (model, _):
         with pytest.raises(ConfigError, match="n > 1"):
             model.invoke("Tell me.", n=2)

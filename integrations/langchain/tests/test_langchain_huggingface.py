@@ -213,6 +213,10 @@ def test_settings_of_a_call_win_over_those_of_the_model(caller: LocalModel) -> N
     assert model.invoke(ASK, stop=[" three"]).content == "one two"
     assert model.bind(max_tokens=3).invoke(ASK).content == "one"
     assert model.invoke(ASK, max_new_tokens=3).usage_metadata["output_tokens"] == 3
+    said["generation"]["max_new_tokens"] = 3
+    assert chat_on(caller, **said).invoke(ASK).content == "one"
+    assert chat_on(caller, **said).invoke(ASK, max_tokens=30).content == "one two three four"
+    del said["generation"]["max_new_tokens"]
     own = chat_on(caller, **said, stop=[" two"])
     assert own.invoke(ASK).content == "one"
     assert own._get_ls_params()["ls_stop"] == [" two"]
@@ -226,6 +230,26 @@ def test_an_unknown_setting_is_refused(caller: LocalModel) -> None:
         chat_on(caller).invoke(ASK, frequency_penalty=1.0)
     with pytest.raises(ConfigError, match="model"):
         chat_on(caller).invoke(ASK, model="another")
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"max_tokens": "many"}, "max_new_tokens must be a whole number"),
+        ({"max_tokens": 2.5}, "max_new_tokens must be a whole number"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"stop": 3}, "stop must be"),
+        ({"stop": [3]}, "stop string"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused(caller: LocalModel, asked: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        chat_on(caller).invoke(ASK, **asked)
+
+
+def test_a_setting_that_nothing_knows_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="does not take these settings: max_token"):
+        ChatAdaGuardHuggingFace.from_pretrained("reference", max_token=3)
 
 
 def test_a_guard_without_a_local_model_is_refused() -> None:
