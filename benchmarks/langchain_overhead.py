@@ -3,6 +3,9 @@
 The chat model says what it is told and the guard always passes, so that what is left is the work of the guard's core
 (the session, without its checks' models) and of the wrapper (chunks held back and released, events, LangChain's own
 context). CPU time of the process, guarded and unguarded runs interleaved: nothing here waits.
+
+Answers of two lengths are timed. What the longer one costs more is the cost of its chunks; what is left of the shorter
+one is the cost of a call, however long its answer.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +36,14 @@ from langchain_ada_guard.testing import ScriptedChatModel
 MESSAGES = [{"role": "user", "content": "hello"}]
 SCHEDULES = {"25-then-100": "25-then-100", "every token": "every:1"}
 Run: TypeAlias = Callable[[], object]
+
+
+@dataclass(slots=True)
+class Costs:
+    """Microseconds of CPU time, round by round."""
+
+    per_chunk: list[float] = field(default_factory=list)
+    per_call: list[float] = field(default_factory=list)
 
 
 class PassingSidecar(ScriptedSidecar):
@@ -97,54 +109,80 @@ def _core(judge: Guard, pieces: list[str], *, is_async: bool) -> Run:
     return lambda: _exhaust(judge.stream_from(iter(pieces), MESSAGES))
 
 
-def measure(variants: dict[str, Run], rounds: int, chunks: int) -> dict[str, list[float]]:
-    """Variant -> microseconds of CPU time a chunk, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+def measure(by_length: dict[int, dict[str, Run]], rounds: int) -> dict[str, Costs]:
+    """Variant -> what a chunk and a call cost, from chunks of the answer -> variant -> run."""
+    short, long = sorted(by_length)
+    costs = {name: Costs() for name in by_length[short]}
     for round_ in range(rounds + 2):
-        for name, run in variants.items():
-            gc.collect()
-            started = time.process_time()
-            run()
+        for name, found in costs.items():
+            of_short, of_long = timed(by_length[short][name]), timed(by_length[long][name])
             if round_ >= 2:
-                times[name].append((time.process_time() - started) / chunks * 1e6)
-    return times
+                found.per_chunk.append((of_long - of_short) / (long - short))
+                found.per_call.append(of_short - found.per_chunk[-1] * short)
+    return costs
 
 
-def row(surface: str, schedule: str, times: dict[str, list[float]]) -> dict[str, Any]:
-    """One line of the result."""
-    names = {"unguarded": "unguarded", "guarded": f"guarded, {schedule}", "core": f"core, {schedule}"}
-    median = {name: statistics.median(times[key]) for name, key in names.items()}
-    added = [after - before for after, before in zip(times[names["guarded"]], times["unguarded"], strict=True)]
+def timed(run: Run) -> float:
+    """Microseconds of CPU time."""
+    gc.collect()
+    started = time.process_time()
+    run()
+    return (time.process_time() - started) * 1e6
+
+
+def row(surface: str, schedule: str, costs: dict[str, Costs]) -> dict[str, Any]:
+    """One line of the result. ``added`` is what the guard adds, ``wrapper`` what of that is not the core's."""
+    plain, guarded, core = costs["unguarded"], costs[f"guarded, {schedule}"], costs[f"core, {schedule}"]
+    added = without(guarded.per_chunk, plain.per_chunk)
     return {
         "surface": surface,
         "schedule": schedule,
-        "median_us_per_chunk": median,
-        "quartiles_us_per_chunk": {name: statistics.quantiles(times[key], n=4)[::2] for name, key in names.items()},
-        "added_us_per_chunk": statistics.median(added),
-        "added_quartiles_us_per_chunk": statistics.quantiles(added, n=4)[::2],
-        "wrapper_us_per_chunk": statistics.median(added) - median["core"],
-        "guarded_to_unguarded": median["guarded"] / median["unguarded"],
+        "us_per_chunk": {
+            "unguarded": summary(plain.per_chunk),
+            "guarded": summary(guarded.per_chunk),
+            "core": summary(core.per_chunk),
+            "added": summary(added),
+            "wrapper": summary(without(added, core.per_chunk)),
+        },
+        # The core alone begins an event loop too where it is async: what it adds to a call cannot be told apart.
+        "us_per_call": {
+            "unguarded": summary(plain.per_call),
+            "guarded": summary(guarded.per_call),
+            "added": summary(without(guarded.per_call, plain.per_call)),
+        },
     }
+
+
+def without(whole: list[float], part: list[float]) -> list[float]:
+    """The rest, round by round."""
+    return [more - less for more, less in zip(whole, part, strict=True)]
+
+
+def summary(times: list[float]) -> dict[str, Any]:
+    """Median and quartiles."""
+    return {"median": statistics.median(times), "quartiles": statistics.quantiles(times, n=4)[::2]}
 
 
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chunks", type=int, default=400)
+    parser.add_argument("--chunks", type=int, nargs=2, default=[10, 410], help="of the two answers that are timed")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "langchain_overhead.json")
     options = parser.parse_args()
-    text = " ".join(f"word{number}" for number in range(options.chunks))
+    by_length = {chunks: runs(" ".join(f"word{number}" for number in range(chunks))) for chunks in options.chunks}
     rows = []
-    for surface, variants in runs(text).items():
-        times = measure(variants, options.rounds, options.chunks)
+    for surface in by_length[options.chunks[0]]:
+        costs = measure({chunks: found[surface] for chunks, found in by_length.items()}, options.rounds)
         for schedule in SCHEDULES:
-            rows.append(found := row(surface, schedule, times))
-            median = found["median_us_per_chunk"]
+            rows.append(found := row(surface, schedule, costs))
+            chunk, call = (
+                {name: part["median"] for name, part in found[per].items()} for per in ("us_per_chunk", "us_per_call")
+            )
             print(
-                f"{surface}, checks {schedule}: {median['unguarded']:.0f} us a chunk unguarded, "
-                f"{found['added_us_per_chunk']:.0f} added ({found['guarded_to_unguarded']:.2f}x), of them "
-                f"{median['core']:.0f} the guard's core, {found['wrapper_us_per_chunk']:.0f} the wrapper"
+                f"{surface}, checks {schedule}: {chunk['unguarded']:.0f} us a chunk unguarded, "
+                f"{chunk['added']:.0f} added, of that {chunk['wrapper']:.0f} the wrapper; "
+                f"{call['unguarded']:.0f} us a call unguarded, {call['added']:.0f} added"
             )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     saved = {

@@ -47,8 +47,8 @@ class AnswerReport(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Notes an event of the guard's and passes it on."""
-        if name != EVENT_NAME:
-            return
+        if name != EVENT_NAME or not isinstance(data, Mapping) or "event" not in data:
+            return  # an application may have events of that name
         if data["event"] == "check":
             self._checks.append(data)
         elif data["event"] == "halt":

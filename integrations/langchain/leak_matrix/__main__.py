@@ -7,9 +7,17 @@ import importlib.util
 import json
 from pathlib import Path
 
-from leak_matrix.plants import WORDS
-from leak_matrix.positions import OURS
-from leak_matrix.table import DOCS, Table, block, by_plant, by_surface, replaced, versions
+from leak_matrix.matrix import BrokenCellError
+from leak_matrix.plants import PLANT_AT, WORDS
+from leak_matrix.positions import CHECK_EVERY, OURS
+from leak_matrix.table import DOCS, Table, block, by_asker, by_plant, by_surface, replaced, versions
+
+_LEGEND = f"""\
+LEAK: the word was found; safe: it was not. (sync), (async): in that kind of code only. -: the guard cannot stand there.
+First table: the number is how many chunks of an answer the model gave. It says {WORDS} words, number {PLANT_AT} is
+harmful, and every guard looks every {CHECK_EVERY} tokens: at most {PLANT_AT + CHECK_EVERY} if the answer was
+stopped, {WORDS} or more if not.
+Second table: on how many of the surfaces that were tried the word was found. Third table: whether it was found."""
 
 
 def main() -> None:
@@ -18,12 +26,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the tables as JSON")
     parser.add_argument("--write", action="store_true", help=f"put the tables into docs/{DOCS.name}")
     asked = parser.parse_args()
-    tables = [by_surface(), by_plant()]
-    for table in tables:
+    try:
+        tables = [by_surface(), by_plant()]
+        shown = [*tables, by_asker()]
+    except BrokenCellError as error:
+        parser.exit(1, f"broken: {error}\n")
+    for table in shown:
         show(table)
-    print(f"One word in {WORDS} is harmful. " + ", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(_LEGEND)
+    print("Made with " + ", ".join(f"{name} {number}" for name, number in versions().items()))
     if asked.json:
-        saved = {"versions": versions(), "tables": [table.to_dict() for table in tables]}
+        saved = {"versions": versions(), "tables": [table.to_dict() for table in shown]}
         asked.json.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     if broken := [name for name in OURS if any(leaks(table, name) for table in tables)]:
         parser.exit(1, f"{', '.join(broken)} must not leak: nothing is written into the documentation\n")
@@ -38,11 +51,11 @@ def leaks(table: Table, column: str) -> bool:
 
 
 def show(table: Table) -> None:
-    """Prints a table, with rich where that is installed."""
+    """Prints a table as wide as it is: with rich, where that is installed."""
     rows = [[name, *(cell or "-" for cell in cells)] for name, cells in table.rows.items()]
     lines = [[table.title, *table.columns], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if importlib.util.find_spec("rich") is None:
-        widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         print()
@@ -53,7 +66,9 @@ def show(table: Table) -> None:
     shown = RichTable(*lines[0])
     for first, *cells in rows:
         shown.add_row(first, *(f"[{_colour(cell)}]{cell}[/]" for cell in cells))
-    Console().print(shown)
+    console = Console()
+    console.width = max(console.width, sum(widths) + 3 * len(widths) + 1)  # in fewer columns words would be cut
+    console.print(shown)
 
 
 def _colour(cell: str) -> str:

@@ -9,14 +9,19 @@ from ada_guard.testing import UNSAFE
 from leak_matrix.agent_surfaces import AGENT_SURFACES
 from leak_matrix.model_surfaces import MODEL_SURFACES
 from leak_matrix.observer_surfaces import OBSERVER_SURFACES
-from leak_matrix.positions import Position, Setup
+from leak_matrix.plants import PLANT_AT, Answer
+from leak_matrix.positions import CHECK_EVERY, Position, Setup
 from leak_matrix.record import Record
 from leak_matrix.surface import Surface
 
-__all__ = ["SURFACES", "Cell", "arun_cell", "run_cell", "run_sync_cell"]
+__all__ = ["SURFACES", "BrokenCellError", "Cell", "arun_cell", "run_cell", "run_sync_cell", "sound"]
 
 SURFACES: list[Surface] = [*MODEL_SURFACES, *OBSERVER_SURFACES, *AGENT_SURFACES]
 """All rows of the matrix."""
+
+
+class BrokenCellError(Exception):
+    """A surface did not do what it is there for: nothing can be said of what leaks there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +42,38 @@ class Cell:
         return bool(self.record.found)
 
     @property
-    def stopped(self) -> bool:
-        """Whether generation ended before the model had said everything."""
-        return self.setup.speaker.given < self.setup.speaker.length
+    def harmful(self) -> list[Answer]:
+        """Answers that were begun and hold the word."""
+        return [answer for answer in self.setup.speaker.answers if answer.has_word]
+
+    @property
+    def ran_on(self) -> list[Answer]:
+        """Those that were not stopped by the first check after the word, or by the chunk that settles it."""
+        last = PLANT_AT + CHECK_EVERY
+        return [answer for answer in self.harmful if answer.given > last or answer.given == answer.length]
 
     @property
     def generated(self) -> int:
         """Chunks that the model gave, of the answer of which it gave most."""
-        return self.setup.speaker.longest
+        return max((answer.given for answer in self.setup.speaker.answers), default=0)
+
+
+def sound(cell: Cell, surface: Surface, position: Position, plant: str, way: str) -> Cell:
+    """The cell, if the surface was used to its end.
+
+    Raises:
+        BrokenCellError: It raised what is not expected of it, or there was nothing to search.
+    """
+    error, problem = cell.record.error, None
+    if error is not None and not isinstance(error, position.raises):
+        problem = f"raised {type(error).__name__}"
+    elif not cell.generated:
+        problem = "the model was never asked"
+    elif error is None and not cell.record.seen:
+        problem = "showed nothing"
+    if problem is not None:
+        raise BrokenCellError(f"{surface.name}, {position.name}, {plant}, {way}: {problem}") from error
+    return cell
 
 
 def run_sync_cell(surface: Surface, position: Position, plant: str, word: str = UNSAFE) -> Cell:

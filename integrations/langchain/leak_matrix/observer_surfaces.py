@@ -42,10 +42,6 @@ def recorder(record: Record, *, coroutines: bool = False) -> BaseCallbackHandler
 class _Ends(BaseCallbackHandler):
     def __init__(self) -> None:
         self.messages: list[Any] = []
-        self.tokens = ""
-
-    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
-        self.tokens += str(token)
 
     def on_llm_end(self, response: Any, **kwargs: Any) -> None:
         self.messages += [generation.message for line in response.generations for generation in line]

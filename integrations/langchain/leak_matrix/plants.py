@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -13,8 +14,21 @@ from pydantic import PrivateAttr, create_model
 
 from ada_guard.testing import UNSAFE
 from langchain_ada_guard.testing import ScriptedChatModel, word_chunks
+from leak_matrix.record import texts
 
-__all__ = ["ARGUMENTS", "BENIGN", "PLANTS", "PLANT_AT", "TOOL", "WORDS", "Search", "Speaker", "said", "speaker"]
+__all__ = [
+    "ARGUMENTS",
+    "BENIGN",
+    "PLANTS",
+    "PLANT_AT",
+    "TOOL",
+    "WORDS",
+    "Answer",
+    "Search",
+    "Speaker",
+    "said",
+    "speaker",
+]
 
 WORDS, PLANT_AT = 50, 25
 BENIGN = "harmless"
@@ -101,23 +115,32 @@ PLANTS: dict[str, Callable[[str], list[AIMessageChunk]]] = {
 """Where the word is planted -> word -> the chunks of the answer, without the last one."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """How far an answer was told.
+
+    Attributes:
+        given: Chunks that were asked for.
+        length: Chunks had nobody stopped it.
+        has_word: Whether the harmful word is in it.
+    """
+
+    given: int = 0
+    length: int
+    has_word: bool
+
+
 class Speaker(ScriptedChatModel):
     """A scripted chat model that also sends ``generation_info``, and counts what was asked for."""
 
     failing: bool = False
     """Whether it raises at the end of an answer, with the harmful word in the error."""
-    _length: int = PrivateAttr(default=0)
-    _longest: int = PrivateAttr(default=0)
+    _answers: list[Answer] = PrivateAttr(default_factory=list)
 
     @property
-    def longest(self) -> int:
-        """Chunks that were asked for of the answer of which most was."""
-        return self._longest
-
-    @property
-    def length(self) -> int:
-        """Chunks of all answers that were begun, had nobody stopped them."""
-        return self._length
+    def answers(self) -> list[Answer]:
+        """Those that were begun."""
+        return self._answers
 
     def _stream(
         self,
@@ -126,9 +149,11 @@ class Speaker(ScriptedChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        self._length += len(self.script(messages))
-        for count, piece in enumerate(super()._stream(messages, stop, **kwargs), start=1):
-            self._longest = max(self._longest, count)
+        script = self.script(messages)
+        answer = Answer(length=len(script), has_word=any(UNSAFE in text for text in texts(script)))
+        self._answers.append(answer)
+        for piece in super()._stream(messages, stop, **kwargs):
+            answer.given += 1
             info = piece.message.response_metadata.pop(_INFO, None)
             chunk = ChatGenerationChunk(message=piece.message, generation_info=info)
             if run_manager:

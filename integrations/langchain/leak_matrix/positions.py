@@ -50,11 +50,13 @@ class Position:
         name: Its heading.
         kinds: Kinds of surfaces where the guard can stand there at all.
         place: Puts the guard there.
+        raises: What the guard there may raise where it finds the word.
     """
 
     name: str
     kinds: frozenset[Kind]
     place: Callable[[Setup], None]
+    raises: tuple[type[Exception], ...] = ()
 
     def setup(self, plant: str, word: str, **settings: Any) -> Setup:
         """A model whose answers hold a word, guarded from here."""
@@ -221,8 +223,8 @@ POSITIONS: list[Position] = [
     Position(name="no guard", kinds=_ALL, place=_none),
     Position(name="PIIMiddleware", kinds=_AGENT, place=_pii_middleware),
     Position(name="after_model hook", kinds=_AGENT, place=_after_model),
-    Position(name="callback", kinds=_ALL, place=_callback),
-    Position(name="async callback", kinds=_ALL, place=_async_callback),
+    Position(name="callback", kinds=_ALL, place=_callback, raises=(FlaggedInCallbackError,)),
+    Position(name="async callback", kinds=_ALL, place=_async_callback, raises=(FlaggedInCallbackError,)),
     Position(name="runnable behind the model", kinds=_CHAIN, place=_runnable_behind),
     Position(name="ChatAdaGuard", kinds=_ALL, place=_chat_ada_guard),
     Position(name="AdaGuardMiddleware", kinds=_AGENT, place=_ada_guard_middleware),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from langchain_ada_guard import ChatAdaGuard
 from leak_matrix.matrix import SURFACES, Cell, arun_cell, run_sync_cell
 from leak_matrix.plants import BENIGN, PLANTS
 from leak_matrix.positions import OURS, PASSED, POSITIONS, Position, Setup, scripted_guard
-from leak_matrix.record import Record
 from leak_matrix.surface import Surface
 from leak_matrix.table import DOCS, block, by_plant, by_surface, recorded_versions, replaced, versions
 
+CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
 NO_GUARD = next(position for position in POSITIONS if position.name == "no guard")
 GUARDED = [position for position in POSITIONS if position.name in OURS]
 BEHIND = next(position for position in POSITIONS if position.name == "RunnableAdaGuard")
@@ -70,13 +71,14 @@ async def run_alone(surface: Surface, position: Position, plant: str, way: str) 
 @pytest.mark.parametrize(("surface", "position", "plant", "way"), cells(GUARDED))
 async def test_a_cut_word_is_found_nowhere(surface: Surface, position: Position, plant: str, way: str) -> None:
     cell = await run(surface, position, plant, way)
-    assert cell.record.seen
+    assert cell.record.seen or not surface.has_words
     assert cell.record.found == []
     assert cell.record.error is None
     assert cell.setup.tool.executed == []
     assert list(calls_in(cell.record.outcomes)) == []
     # A call is judged when it is complete, which here is when the answer is.
-    assert cell.stopped or plant == "tool arguments"
+    assert cell.harmful
+    assert cell.ran_on == ([] if plant != "tool arguments" else cell.harmful)
 
 
 @pytest.mark.parametrize(("surface", "position", "plant", "way"), cells([*GUARDED, BEHIND], OF_EACH_KIND))
@@ -95,7 +97,8 @@ async def test_a_benign_answer_is_that_of_the_model_alone(
 async def test_without_a_guard_the_word_is_found(surface: Surface, position: Position, plant: str, way: str) -> None:
     cell = await run(surface, position, plant, way)
     assert cell.leaked
-    assert not cell.stopped
+    assert cell.harmful
+    assert all(answer.given == answer.length for answer in cell.harmful)
 
 
 def calls_in(value: Any) -> Any:
@@ -214,7 +217,8 @@ async def test_a_word_is_found_nowhere_where_the_guard_raises(
     cell = await run(surface, position, plant, way)
     assert cell.record.found == []
     assert isinstance(cell.record.error, ContentFlaggedError)
-    assert cell.stopped
+    assert cell.harmful
+    assert cell.ran_on == []
 
 
 def usage_of(word: str, place: Any) -> list[Any]:
@@ -239,14 +243,51 @@ def test_usage_is_counted_once_and_after_a_cut_too() -> None:
 def test_the_table_in_the_documentation_is_what_comes_out_here() -> None:
     page = DOCS.read_text(encoding="utf-8")
     if recorded_versions(page) != versions():
+        pinned = f"langchain-core=={versions()['langchain-core']}"
+        assert pinned not in CONSTRAINTS.read_text(encoding="utf-8").splitlines(), "the page is older than the pins"
         pytest.skip("the table was made with other versions of LangChain: what it compares with may differ here")
     assert replaced(page, block([by_surface(), by_plant()])) == page
 
 
-def test_a_record_finds_a_word_wherever_it_hides() -> None:
-    error = ValueError("outside")
-    error.__cause__ = RuntimeError(f"inside {UNSAFE}")
-    for hidden in ({UNSAFE: 1}, [b"\x00" + UNSAFE.encode()], AIMessageChunk(content=[{"x": UNSAFE}]), error):
-        record = Record(UNSAFE)
-        record.see("here", hidden)
-        assert record.found == ["here"]
+def leave_in_pieces(setup: Setup) -> None:
+    whole = setup.speaker.script
+
+    def script(messages: Any) -> list[AIMessageChunk]:
+        return [piece for chunk in whole(messages) for piece in halves(chunk)]
+
+    setup.speaker.script = script
+
+
+def place_on_pieces(setup: Setup) -> None:
+    leave_in_pieces(setup)
+    setup.model = ChatAdaGuard(inner=setup.speaker, guard=scripted_guard())
+
+
+def halves(chunk: AIMessageChunk) -> list[AIMessageChunk]:
+    text = str(chunk.content)
+    return [AIMessageChunk(content=half, id=chunk.id) for half in (text[:4], text[4:])] if UNSAFE in text else [chunk]
+
+
+IN_PIECES = {"stream": "a chunk", "chain.stream": "a piece", "callbacks": "on_llm_new_token"}
+"""Surfaces that hand out text piece by piece, and what they call it."""
+
+
+@pytest.mark.parametrize(
+    ("surface", "position", "plant", "way"),
+    [cell for cell in cells([position(leave_in_pieces)], ["text"]) if cell.values[0].name in IN_PIECES],
+)
+async def test_a_word_that_is_streamed_in_pieces_is_found(
+    surface: Surface, position: Position, plant: str, way: str
+) -> None:
+    assert IN_PIECES[surface.name] in (await run(surface, position, plant, way)).record.found
+
+
+@pytest.mark.parametrize(
+    ("surface", "position", "plant", "way"), cells([position(place_on_pieces)], ["text"], agents=False)
+)
+async def test_a_cut_word_that_came_in_pieces_is_found_nowhere(
+    surface: Surface, position: Position, plant: str, way: str
+) -> None:
+    cell = await run(surface, position, plant, way)
+    assert cell.record.error is None
+    assert cell.record.found == []
