@@ -44,7 +44,8 @@ def _batch(setup: Setup, record: Record) -> None:
 
 
 async def _abatch(setup: Setup, record: Record) -> None:
-    record.end(*await setup.model.abatch([ASK, ASK], config_of(setup)))
+    # One after the other, as above: the speaker numbers its answers.
+    record.end(*await setup.model.abatch([ASK, ASK], config_of(setup) | {"max_concurrency": 1}))
 
 
 def _chain_stream(setup: Setup, record: Record) -> None:
