@@ -1,4 +1,11 @@
-"""ada-guard for LangChain. Holds no guard logic."""
+"""ada-guard for LangChain. Holds no guard logic.
+
+What is where: `chat_models`, `huggingface` and `endpoint` are the guarded models, on `guarded` (what they share),
+`relay` (what passes of a model inside) and `spoken` (what passes of a guard's own source). `fragments`, `calls` and
+`words` say what of a provider's messages the guard must see, `cut` what a cut leaves, `unobserved` and `failures`
+keep raw text from those who look on. `middleware` and the modules named ``agent_...`` are for agents; `callbacks`
+with `counts` and `followed` is the audit; `runnable` with `items` the step of a chain.
+"""
 
 from __future__ import annotations
 
