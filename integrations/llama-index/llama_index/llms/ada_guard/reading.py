@@ -1,0 +1,251 @@
+"""What of LlamaIndex's responses a guard must see. Knows no guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from pydantic import BaseModel
+
+from ada_guard.delta import Channel, Fragment, ToolCall
+from ada_guard.relay import Seen
+from llama_index.llms.ada_guard.messages import tool_calls_of
+
+__all__ = ["ChatReader", "CompletionReader"]
+
+
+_EXTRA_TEXTS: Mapping[str, Channel] = {
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+    "thinking": "reasoning",
+    "refusal": "refusal",
+}
+"""Where integrations put text that is no part of the content: key of ``additional_kwargs`` -> what it is."""
+_CALLS = frozenset({"tool_calls", "tool_call", "function_call"})
+# fmt: off
+_METADATA = frozenset({
+    "ada_guard", "created", "created_at", "done_reason", "encrypted_content", "finish_reason", "format", "id", "index",
+    "item_id", "model", "model_name", "model_version", "object", "phase", "provider", "request_id", "response_id",
+    "role", "service_tier", "signature", "status", "stop_reason", "stop_sequence", "system_fingerprint",
+    "thought_signature", "thought_signatures", "timestamp", "tool_call_id", "type",
+})
+# fmt: on
+"""Keys whose values say something about an answer. A value with spaces is taken for text of it none the less."""
+
+
+class ChatReader:
+    """Reads the responses of one stream in order. Their messages are cumulative, their deltas what is new."""
+
+    def __init__(self) -> None:
+        self._text = _Growing()
+        self._thinking = _Growing()
+        self._unknown = _Growing()
+        self._extra = _ExtraTexts()
+        self._calls = _Calls()
+
+    def read(self, response: ChatResponse) -> Seen[ChatResponse]:
+        """What the guard must see of the next response."""
+        message = response.message
+        thinking = [block.content or "" for block in message.blocks if isinstance(block, ThinkingBlock)]
+        sources = [response.additional_kwargs, message.additional_kwargs]
+        sources += [block.additional_information for block in message.blocks if isinstance(block, ThinkingBlock)]
+        fragments = []
+        if thought := self._thinking.take("".join(thinking), _thinking_delta(sources)):
+            fragments.append(Fragment(text=thought, channel="reasoning"))
+        fragments += self._extra.take(sources)
+        if text := self._text.take(message.content or "", response.delta):
+            fragments.append(Fragment(text=text))
+        unknown = [
+            block for block in message.blocks if not isinstance(block, TextBlock | ThinkingBlock | ToolCallBlock)
+        ]
+        others = [text for block in unknown for text in _texts(block.model_dump())]
+        others += _other_texts(sources, message.additional_kwargs)
+        if found := self._unknown.take("\n".join(others), None):
+            fragments.append(Fragment(text=found))
+        calls = list(self._calls.take(message))
+        fragments += calls
+        splits = not calls and len(fragments) == 1 and text and text == response.delta and _ends_with(message, text)
+        whole = bool(calls or unknown or others)
+        return Seen(fragments=tuple(fragments), whole=whole, split=_split_chat if splits else None)
+
+
+class CompletionReader:
+    """As `ChatReader`, for completions."""
+
+    def __init__(self) -> None:
+        self._text = _Growing()
+        self._thinking = _Growing()
+        self._unknown = _Growing()
+        self._extra = _ExtraTexts()
+        self._calls = _Calls()
+
+    def read(self, response: CompletionResponse) -> Seen[CompletionResponse]:
+        """What the guard must see of the next response."""
+        sources = [response.additional_kwargs]
+        fragments = []
+        if thought := self._thinking.take("", _thinking_delta(sources)):
+            fragments.append(Fragment(text=thought, channel="reasoning"))
+        fragments += self._extra.take(sources)
+        if text := self._text.take(response.text, response.delta):
+            fragments.append(Fragment(text=text))
+        others = list(_other_texts(sources, response.additional_kwargs))
+        if found := self._unknown.take("\n".join(others), None):
+            fragments.append(Fragment(text=found))
+        calls = list(self._calls.take(ChatMessage(additional_kwargs=response.additional_kwargs)))
+        fragments += calls
+        splits = len(fragments) == 1 and text and text == response.delta and response.text.endswith(text)
+        whole = bool(calls or others)
+        return Seen(fragments=tuple(fragments), whole=whole, split=_split_completion if splits else None)
+
+
+class _Growing:
+    """A text that grows from response to response, told as a whole and as what is new. All of both is taken."""
+
+    def __init__(self) -> None:
+        self._taken = ""
+        self._heard = 0
+        """Characters of it that deltas have told."""
+
+    def take(self, whole: str, delta: str | None) -> str:
+        """What of a response has not been taken yet.
+
+        Args:
+            whole: The text so far. Some LLMs give only what is new, run ahead, lag behind or trim it.
+            delta: What is new in it, where the response says so.
+        """
+        new = self._new_in(whole, delta)
+        if not delta:
+            self._heard = len(self._taken) + len(new) if new else self._heard
+        elif (self._taken[self._heard :] + new).startswith(delta):
+            self._heard += len(delta)
+        else:
+            if not new.endswith(delta):
+                new = delta if delta.endswith(new) else new + delta
+            self._heard = len(self._taken) + len(new)
+        self._taken += new
+        return new
+
+    def _new_in(self, whole: str, delta: str | None) -> str:
+        if whole.startswith(self._taken):
+            return "" if delta and whole == delta else whole[len(self._taken) :]
+        known = delta and (self._taken.startswith(whole) or whole in self._taken + delta)
+        return "" if known else whole
+
+
+class _ExtraTexts:
+    """Text in ``additional_kwargs``, each key of each source a text that grows."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], _Growing] = {}
+
+    def take(self, sources: Sequence[Mapping[str, Any]]) -> list[Fragment]:
+        fragments = []
+        for key, channel in _EXTRA_TEXTS.items():
+            # What several sources say alike is told once.
+            texts = dict.fromkeys(text for source in sources if isinstance(text := source.get(key), str))
+            for at, text in enumerate(texts):
+                new = self._known.setdefault((key, at), _Growing()).take(text, None)
+                fragments += [Fragment(text=new, channel=channel)] if new else []
+        return fragments
+
+
+class _Calls:
+    """The tool calls of a stream as far as they have come."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._arguments: dict[tuple[int, int], _Growing] = {}
+        """By the call's place, and by which telling of it in a response it is."""
+
+    def take(self, message: ChatMessage) -> Iterator[Fragment]:
+        tellings: list[int] = []
+        for at, (id_, name, arguments) in enumerate(tool_calls_of(message)):
+            index = self._index_of(at, id_)
+            self._ids[index] = known = self._ids[index] or id_
+            new = self._arguments.setdefault((index, tellings.count(index)), _Growing()).take(arguments, None)
+            tellings.append(index)
+            yield Fragment(
+                text=new, channel="tool_call", call=ToolCall(index=index, id=known or None, name=name or None)
+            )
+
+    def _index_of(self, at: int, id_: str) -> int:
+        if id_ and id_ in self._ids:
+            return self._ids.index(id_)
+        # The id of a call may come after its beginning.
+        if at < len(self._ids) and not (id_ and self._ids[at]):
+            return at
+        self._ids.append("")
+        return len(self._ids) - 1
+
+
+def _thinking_delta(sources: Sequence[Mapping[str, Any]]) -> str | None:
+    told = [delta for source in sources if isinstance(delta := source.get("thinking_delta"), str)]
+    return "".join(dict.fromkeys(told)) if told else None
+
+
+def _other_texts(sources: Sequence[Mapping[str, Any]], calls: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of all sources that no other reader takes.
+
+    Args:
+        sources: Where texts may be.
+        calls: The one of them whose tool calls are read as such.
+    """
+    for source in sources:
+        for key, value in source.items():
+            known = isinstance(value, str) and (key in _EXTRA_TEXTS or key == "thinking_delta")
+            if not known and not (key in _CALLS and value is calls.get(key)):
+                yield from _texts({key: value})
+
+
+def _texts(value: Any, within: tuple[int, ...] = ()) -> Iterator[str]:
+    """All texts in plain data but the words of metadata.
+
+    Args:
+        value: What is looked through; pydantic's objects and simple ones are plain data too.
+        within: Ids of what it is in: data may contain itself.
+    """
+    met = (*within, id(value))
+    if isinstance(value, BaseModel):
+        value = {**vars(value), **(value.__pydantic_extra__ or {})}
+    elif isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
+        value = getattr(value, "__dict__", {})
+    if isinstance(value, str):
+        yield from [value] if value else []
+    elif isinstance(value, Mapping | list | tuple | set) and met[-1] not in within:
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if not (key in _METADATA and isinstance(inner, str) and not any(map(str.isspace, inner))):
+                yield from _texts(inner, met)
+
+
+def _ends_with(message: ChatMessage, text: str) -> bool:
+    last = message.blocks[-1] if message.blocks else None
+    return isinstance(last, TextBlock) and last.text.endswith(text)
+
+
+def _split_chat(response: ChatResponse, characters: int) -> tuple[ChatResponse, ChatResponse]:
+    delta = response.delta or ""
+    *blocks, last = response.message.blocks
+    assert isinstance(last, TextBlock)
+    shown = TextBlock(text=last.text[: len(last.text) - len(delta) + characters])
+    message = ChatMessage(role=response.message.role, content=[*blocks, shown])
+    return ChatResponse(message=message, delta=delta[:characters]), response.model_copy(
+        update={"delta": delta[characters:]}
+    )
+
+
+def _split_completion(response: CompletionResponse, characters: int) -> tuple[CompletionResponse, CompletionResponse]:
+    delta = response.delta or ""
+    shown = response.text[: len(response.text) - len(delta) + characters]
+    return CompletionResponse(text=shown, delta=delta[:characters]), response.model_copy(
+        update={"delta": delta[characters:]}
+    )
