@@ -54,8 +54,9 @@ $(ENGINES)/.ready: tests/engines/requirements.txt
 test-engines: $(VENV)/.dev $(ENGINES)/.ready ## run the tests that need a real vLLM server (3.3 GB, once); RESULTS=FILE saves the figures
 	ADA_GUARD_ENGINES=$(ENGINES)/bin/python ADA_GUARD_ENGINES_RESULTS=$(RESULTS) $(BIN)/python -m pytest -q -s tests/engines
 
-leaks: $(VENV)/.dev ## print which surface of LangChain leaks with which guard
+leaks: $(VENV)/.dev ## print which surface of LangChain and LlamaIndex leaks with which guard
 	cd integrations/langchain && ../../$(BIN)/python -m leak_matrix
+	$(BIN)/python integrations/llama-index/leak_matrix
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

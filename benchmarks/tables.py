@@ -129,6 +129,32 @@ def langchain_table() -> str:
     return "\n".join([*lines, "", f"{measured}; {versions}; {saved['device']}; `{saved['command']}`"])
 
 
+def llama_index_after_cut_table() -> str:
+    """What LlamaIndex's classes still generate when their answer was cut or left."""
+    saved = load("llama_index_after_cut")
+    lines = [
+        "| LlamaIndex | the stream is | sync | async | sync, garbage collected | async, garbage collected |",
+        "|---|---|---|---|---|---|",
+    ]
+    after = {(row["llm"], row["ends"], row["collected"], row["way"]): row["tokens_after"] for row in saved["rows"]}
+    for llm, ends in dict.fromkeys((row["llm"], row["ends"]) for row in saved["rows"]):
+        found = [after[llm, ends, collected, way] for collected in ("never", "at once") for way in ("sync", "async")]
+        cells = [f"`{llm}`", ends, *map(_range, found)]
+        lines.append(f"| {' | '.join(cells)} |")
+    measured = (
+        "Tokens generated after the guard's cut, or after the consumer closed the stream, early in an answer of "
+        f"{saved['tokens']}; n = {saved['n']}"
+    )
+    versions = ", ".join(f"{name} {number}" for name, number in saved["versions"].items())
+    made_by = f"{saved['device']}; `{saved['command']}` (needs `{saved['needs']}`)"
+    return "\n".join([*lines, "", f"{measured}; {versions}; {made_by}"])
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 PAGES = {
     ROOT / "README.md": {
         "reference": reference_table,
@@ -139,6 +165,7 @@ PAGES = {
         "soak": soak_table,
     },
     ROOT / "docs" / "langchain.md": {"langchain": langchain_table},
+    ROOT / "docs" / "llama_index.md": {"after-cut": llama_index_after_cut_table},
 }
 
 
