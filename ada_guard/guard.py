@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -228,6 +228,8 @@ class Guard:
         from ada_guard.sources import Endpoint
 
         checker = named_checker(check)
+        if unknown := sorted(settings.keys() - {each.name for each in fields(Endpoint) if each.init}):
+            raise ConfigError(f"an endpoint has no setting called {', '.join(unknown)}")
         endpoint = Endpoint(base_url=base_url, model=model, **settings)
         judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe)
         return cls(endpoint, sidecar=judge, checker=checker, policy=policy, shared_tokenizer=shared_tokenizer)

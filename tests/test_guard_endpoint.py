@@ -396,3 +396,8 @@ def test_a_scripted_sidecar_keeps_channels_apart_and_reads_them_all() -> None:
     with guarded(Reply(items=[Chunk(delta={"tool_calls": named})])) as (guard, _):
         assert guard.complete(USER).tool_calls == ()
         guard.close()
+
+
+def test_a_setting_that_no_endpoint_has_is_named() -> None:
+    with pytest.raises(ConfigError, match="no setting called temprature"):
+        Guard.for_endpoint("http://127.0.0.1:9/v1", model="m", sidecar=ScriptedSidecar(), temprature=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal, get_args
 
 from langchain_core.language_models import LanguageModelInput
@@ -23,7 +22,6 @@ from pydantic import Field
 
 from ada_guard import ConfigError, Event, Guard
 from ada_guard.assembly import choices_asked
-from ada_guard.sources import Endpoint
 from langchain_ada_guard.messages import guard_messages
 from langchain_ada_guard.spoken import SpeakingChat, Spoken
 from langchain_ada_guard.structured import refusing
@@ -90,8 +88,6 @@ class ChatAdaGuardEndpoint(SpeakingChat):
             ConfigError: A setting that cannot work.
         """
         others = {name: value for name, value in settings.items() if name not in cls.model_fields}
-        if unknown := others.keys() - {each.name for each in fields(Endpoint) if each.init}:
-            raise ConfigError(f"there is no setting called {', '.join(sorted(unknown))}")
         guard = Guard.for_endpoint(
             base_url,
             model=model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -94,8 +93,6 @@ class AdaGuardEndpointLLM(SpeakingLLM):
             ConfigError: A setting that cannot work.
         """
         others = {name: value for name, value in settings.items() if name not in cls.model_fields}
-        if unknown := sorted(others.keys() - {each.name for each in fields(Endpoint) if each.init}):
-            raise ConfigError(f"no setting of the LLM or its endpoint: {', '.join(unknown)}")
         guard = Guard.for_endpoint(
             base_url,
             model=model,
