@@ -14,11 +14,24 @@ from llama_index_leaks.record import Record
 from llama_index_leaks.speaker import Answer
 from llama_index_leaks.surface import Surface
 
-__all__ = ["BrokenCellError", "Cell", "arun_cell", "run_cell", "run_sync_cell", "sound"]
+__all__ = ["BrokenCellError", "Cell", "Outcome", "arun_cell", "outcomes", "run_sync_cell", "sound"]
 
 
 class BrokenCellError(Exception):
     """A surface did not do what it is there for: nothing can be said of what leaks there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a table says of a cell.
+
+    Attributes:
+        leaked: Whether the word could be read somewhere.
+        generated: Responses that the LLM gave, of the answer of which it gave most.
+    """
+
+    leaked: bool
+    generated: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +66,11 @@ class Cell:
     def generated(self) -> int:
         """Responses that the LLM gave, of the answer of which it gave most."""
         return max((answer.given for answer in self.setup.speaker.answers), default=0)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What a table says of it."""
+        return Outcome(leaked=self.leaked, generated=self.generated)
 
 
 def sound(cell: Cell, surface: Surface, position: Position, plant: str, way: str) -> Cell:
@@ -91,12 +109,16 @@ async def arun_cell(surface: Surface, position: Position, plant: str, word: str 
     return Cell(record=record, setup=setup)
 
 
-def run_cell(surface: Surface, position: Position, plant: str, word: str = UNSAFE) -> dict[str, Cell]:
-    """Uses a surface in every way there is: ``"sync"``, ``"async"``."""
-    cells = {} if surface.use is None else {"sync": run_sync_cell(surface, position, plant, word)}
+def outcomes(surface: Surface, position: Position, plant: str) -> dict[str, Outcome]:
+    """Uses a surface in every way there is: ``"sync"``, ``"async"``.
+
+    Raises:
+        BrokenCellError: One of them shows nothing, or raised what it should not.
+    """
+    cells = {} if surface.use is None else {"sync": run_sync_cell(surface, position, plant)}
     if surface.ause is not None:
-        cells["async"] = asyncio.run(arun_cell(surface, position, plant, word))
-    return cells
+        cells["async"] = asyncio.run(arun_cell(surface, position, plant))
+    return {way: sound(cell, surface, position, plant, way).outcome for way, cell in cells.items()}
 
 
 @contextmanager
