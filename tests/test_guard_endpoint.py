@@ -340,7 +340,7 @@ def test_a_response_that_cannot_be_closed_does_not_undo_the_cut(how: str) -> Non
     assert [type(e) for e in events] == [Check, Halt, Replace, Done]
 
 
-@pytest.mark.parametrize("pushed", [None, b"bytes", 7, ["text"], object()], ids=repr)
+@pytest.mark.parametrize("pushed", [None, b"bytes", 7, ["text"], object()], ids=lambda pushed: type(pushed).__name__)
 def test_what_is_no_stream_is_refused_in_one_line(pushed: Any) -> None:
     guard = Guard(sidecar=ScriptedSidecar())
     with pytest.raises(ConfigError, match="a stream is text"):

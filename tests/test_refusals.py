@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import timeit
 from functools import cache, partial
 from pathlib import Path
@@ -280,19 +281,12 @@ def test_bad_phrases_and_languages_are_config_errors(bad: dict[str, list[str]]) 
         RefusalMatcher(**bad)
 
 
-def test_deciding_is_fast_and_linear() -> None:
-    # Bounds are several times what is measured, since the machine is shared: 2-22 us for 100 characters.
-    texts = [
-        "Step 2: mix the flour, then add the eggs one after another. " * 2,
-        "I understand that you want bread " * 4,
-    ]
-    for text in texts:
-        for complete in (False, True):
-            best = min(timeit.repeat(partial(MATCHER.decide, text[:100], complete=complete), number=200, repeat=5))
-            assert best / 200 < 150e-6
+def test_deciding_is_linear_in_the_length_of_the_text() -> None:
+    # By the thread's own processor time, which other work on the machine does not change much: ten times the text may
+    # not cost forty times as much. What is quadratic costs a hundred times.
     for unit in ("so ", "I understand, ", "<", "really ", "I know that ", "我", "not.", "i can't recommend "):
-        run = [partial(MATCHER.decide, unit * times, complete=True) for times in (500, 5000)]
-        short, long = (min(timeit.repeat(once, number=1, repeat=5)) for once in run)
+        runs = [partial(MATCHER.decide, unit * times, complete=True) for times in (500, 5000)]
+        short, long = (min(timeit.repeat(once, timer=time.thread_time, number=1, repeat=5)) for once in runs)
         assert long < 40 * short + 1e-3
 
 
