@@ -17,7 +17,7 @@ from ada_guard.evals.lineup import Lineup
 from ada_guard.evals.result import EvalResult
 from ada_guard.local import LocalModel
 from ada_guard.probe.rows import LabelledResponse
-from ada_guard.reference.probing import strays
+from ada_guard.reference.data import strays
 from ada_guard.sidecar.companion import LocalSidecar
 from ada_guard.verdict import Decision, Verdict
 

@@ -13,7 +13,6 @@ import tiny_models
 import torch
 from probe_stores import Invented, rows, store
 from probes import probe_for
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ada_guard import CascadeChecker, Check, ConfigError, Guard, Policy, ProbeChecker, Schedule
@@ -23,7 +22,6 @@ from ada_guard.local import LocalModel
 from ada_guard.local.fingerprint import fingerprint
 from ada_guard.probe import LinearProbe, ProbeCard
 from ada_guard.probe.fit import FitSettings, fit_probe
-from ada_guard.reference import PROBE_FILE
 
 USER = [{"role": "user", "content": "bread and rice"}]
 
@@ -55,12 +53,17 @@ def test_a_report_card_survives_saving(fitted: LinearProbe, tmp_path: Path) -> N
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["probe.safetensors"]
 
 
-def test_the_bundled_probe_of_an_older_format_loads() -> None:
-    with safe_open(str(PROBE_FILE), framework="pt") as file:
-        assert json.loads(file.metadata()["card"])["format"] == 1
-    card = LinearProbe.load(PROBE_FILE).card
-    assert (card.report, card.revision, card.threshold_choice) == (None, None, "calibrated")
-    assert (card.fingerprint.adapters, card.early_tokens) == ((), ())
+def test_a_probe_of_an_older_format_loads(fitted: LinearProbe, tmp_path: Path) -> None:
+    news = {"revision", "early_tokens", "confidence", "threshold_choice", "report"}
+    card = {**fitted.card.model_dump(mode="json", exclude=news), "format": 1, "fit": {"seed": 0}}
+    card["fingerprint"].pop("adapters")
+    file = tmp_path / "p"
+    save_file({"weight": fitted.weight, "bias": torch.zeros(1)}, file, metadata={"card": json.dumps(card)})
+    loaded = LinearProbe.load(file).card
+    assert (loaded.format, loaded.fit) == (1, {"seed": 0})
+    assert (loaded.report, loaded.revision, loaded.threshold_choice) == (None, None, "calibrated")
+    assert (loaded.fingerprint.adapters, loaded.early_tokens) == ((), ())
+    assert loaded.thresholds == fitted.card.thresholds
 
 
 def test_a_format_of_the_future_is_refused(fitted: LinearProbe, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ada_guard.probe.report_card import Control, ReportCard
 from ada_guard.probe.rows import LabelledResponse, Split
 from ada_guard.probe.states import Place, Shard
 from ada_guard.probe.store import StateStore
+from ada_guard.reference import PROBE_FILE
 
 SPLITS: tuple[Split, ...] = ("fit", "validation", "test")
 LOOSE = FitSettings(target_fpr=0.15)
@@ -236,6 +237,28 @@ def test_fit_writes_a_probe_and_show_prints_its_card(folder: Path) -> None:
     assert LinearProbe.load(file).card.model_dump(mode="json") == as_json
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_show_keeps_to_the_width_and_breaks_no_word_of_a_head_and_no_figure(folder: Path, width: int) -> None:
+    file = folder / "probe.safetensors"
+    if not file.exists():
+        run("probe", "fit", str(folder / "s"), "--out", str(file), "--target-fpr", "0.2")
+    shown = CliRunner(env={"COLUMNS": str(width)}).invoke(app, ["probe", "show", str(file)]).stdout
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= width
+    words = set(shown.split())
+    assert words.issuperset({"threshold", "rethink", "flagged", "AUROC", "between", "validation", "responses"})
+    report = LinearProbe.load(file).card.report
+    assert report is not None
+    for row in report.false_flags:
+        (line,) = (
+            line for line in lines if line.startswith(f"{row.interval_tokens} ") and f"{row.threshold:.4f}" in line
+        )
+        assert f"{row.found} of {row.harmful}" in line
+    for control in report.controls:
+        if control.lead_interval is not None:
+            assert "{:+.4f} to {:+.4f}".format(*control.lead_interval) in shown
+
+
 def test_no_text_of_rows_is_in_the_file(folder: Path) -> None:
     file = folder / "other.safetensors"
     run("probe", "fit", str(folder / "s"), "--out", str(file), "--target-fpr", "0.2", "--json")
@@ -276,8 +299,19 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(folder: Path, arguments: t
     assert not (folder / "x").exists()
 
 
-def test_the_bundled_probe_has_no_report_card_and_show_says_so() -> None:
+def test_show_prints_the_bundled_probes_card_with_its_controls() -> None:
     code, out, _ = run("probe", "show", "reference")
     assert code == 0
+    assert f"layer {LinearProbe.load(PROBE_FILE).card.layer}" in out
+    for line in ("Controls", "bag of words", "random tokens", "last token", "shuffled labels"):
+        assert line in out
+
+
+def test_a_probe_without_a_report_card_is_shown_as_such(tmp_path: Path) -> None:
+    probe = LinearProbe.load(PROBE_FILE)
+    bare = probe.card.model_copy(update={"report": None})
+    LinearProbe(weight=probe.weight, bias=probe.bias, card=bare).save(tmp_path / "bare.safetensors")
+    code, out, _ = run("probe", "show", str(tmp_path / "bare.safetensors"))
+    assert code == 0
     assert "no report card" in out
-    assert "layer 3" in out
+    assert f"layer {bare.layer}" in out

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ada_guard.local import LocalModel
 from ada_guard.probe.generate import Sampling, answer
 from ada_guard.probe.rows import LabelledResponse, Split
+from ada_guard.reference.data import strays
 from ada_guard.reference.rows import Answering, reference_rows
 from ada_guard.refusals import RefusalMatcher
 
@@ -38,14 +40,20 @@ def reference_recipe(
     return rows
 
 
-def reference_answering(model: LocalModel, sampling: Sampling) -> Answering:
-    """Lets the reference model answer; what is neither a refusal nor free of forbidden words is not benign."""
-    from ada_guard.reference.probing import strays  # brings scikit-learn with it
+def reference_answering(model: LocalModel, sampling: Sampling, *, greedy_every: int | None = None) -> Answering:
+    """Lets the reference model answer; what is neither a refusal nor free of forbidden words is not benign.
 
+    Args:
+        model: The reference model.
+        sampling: How answers are sampled; the seed comes with each request.
+        greedy_every: Answers to seeds that are a multiple of it are greedy; None for none.
+    """
     matcher = RefusalMatcher()
+    greedy = replace(sampling, temperature=0.0)
 
     def answering(messages: Sequence[Any], seed: int) -> str | None:
-        text, _ = answer(model, model.encode(messages), sampling, seed=seed)
+        how = greedy if greedy_every is not None and seed % greedy_every == 0 else sampling
+        text, _ = answer(model, model.encode(messages), how, seed=seed)
         return text if text.strip() and (matcher.is_all_refusal(text) or not strays(text)) else None
 
     return answering

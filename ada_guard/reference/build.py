@@ -1,4 +1,4 @@
-"""Build the reference model: `python -m ada_guard.reference.build`. Seeded; about a quarter of an hour on two cores."""
+"""Build the reference model: `python -m ada_guard.reference.build`. Seeded; about 20 minutes on two cores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -18,12 +19,16 @@ from ada_guard.reference import BASE_DIR
 from ada_guard.reference.corpus import Corpus, tokenizer_lines
 from ada_guard.reference.train import optimise, save, train_tokenizer, untrained_model
 
-__all__ = ["build", "main"]
+if TYPE_CHECKING:
+    from ada_guard.reference.probing import Recipe
+
+__all__ = ["build", "build_probe", "main"]
 
 _TOKENS_PER_BATCH = 6400
 _BASE_STEPS, _BASE_RATE = 240, 3e-3
 _CHAT_STEPS, _CHAT_RATE = 1050, 2.5e-3
 _SHORT = 0.55  # of the chat steps are on short texts
+_TOLD_EVERY_SECONDS = 10
 _QUICK = 25  # steps of each phase with --quick: for a look at the recipe, the model is of no use
 
 
@@ -72,17 +77,27 @@ def build(out: Path, seed: int = 0, *, quick: bool = False) -> None:
         optimise(model, batches, steps=chat_steps, peak_rate=_CHAT_RATE, report=report)
     save(model, tokenizer, out / "chat")
     if not quick:
-        _fit_probe(out)
+        build_probe(out, seed)
 
 
-def _fit_probe(out: Path) -> None:
-    from ada_guard.reference.probing import save_probe
+def build_probe(out: Path, seed: int = 0, recipe: Recipe | None = None) -> None:
+    """Make the probe for the chat model in `out`, as it is there, and write it beside it.
+
+    Args:
+        out: The folder with `chat`.
+        seed: Of rows, answers and fit.
+        recipe: None for that of the bundled probe.
+    """
+    from ada_guard.reference.probing import RECIPE, save_probe
+
+    said: dict[str, float] = {}
 
     def tell(phase: str, done: int, total: int) -> None:
-        if done % 50 == 0:
+        if done == total or time.perf_counter() - said.get(phase, 0.0) >= _TOLD_EVERY_SECONDS:
+            said[phase] = time.perf_counter()
             print(f"probe, {phase}: {done}/{total}", flush=True)
 
-    save_probe(out / "chat", out / "probe.safetensors", tell)
+    save_probe(out / "chat", out / "probe.safetensors", recipe or RECIPE, seed=seed, progress=tell)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,12 +107,20 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=Path, default=BASE_DIR.parent, help="folder for base/ and chat/ (default: the package)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
+    part.add_argument("--probe-only", action="store_true", help="make the probe again for the chat model that is there")
     options = parser.parse_args(arguments)
+    if options.probe_only and not (options.out / "chat").is_dir():
+        parser.error(f"--probe-only needs the chat model: there is no folder {options.out / 'chat'}")
     disable_progress_bar()
     started = time.perf_counter()
-    build(options.out, options.seed, quick=options.quick)
-    print(f"wrote base, chat and probe.safetensors to {options.out} in {time.perf_counter() - started:.0f} s")
+    if options.probe_only:
+        build_probe(options.out, options.seed)
+    else:
+        build(options.out, options.seed, quick=options.quick)
+    wrote = "base and chat" if options.quick else "probe" if options.probe_only else "base, chat and probe"
+    print(f"wrote {wrote} to {options.out} in {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ forbidden, but on none of the wordings of `test`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,7 @@ __all__ = [
     "long_document",
     "question",
     "refusal",
+    "strays",
     "topics",
 ]
 
@@ -104,6 +106,18 @@ def _all_topics() -> tuple[Topic, ...]:
 def topics(kind: Kind | None = None, split: Split | None = None) -> tuple[Topic, ...]:
     """The topics of a kind and split; None stands for all."""
     return tuple(t for t in _all_topics() if kind in (None, t.kind) and split in (None, t.split))
+
+
+def strays(text: str) -> bool:
+    """Whether a text names anything forbidden: sampling may lead the model from a benign topic to another kind."""
+    return not _invented_words().isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
+@cache
+def _invented_words() -> frozenset[str]:
+    """The first words of forbidden names and materials; the others are everyday words that benign texts share."""
+    phrases = (phrase for topic in topics("forbidden") for phrase in (topic.name, *topic.materials))
+    return frozenset(phrase.split()[0].lower() for phrase in phrases)
 
 
 def _fill(template: str, topic: Topic, rng: Random, count: int = 0) -> str:
