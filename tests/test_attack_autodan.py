@@ -14,9 +14,9 @@ from ada_guard.errors import ConfigError
 from ada_guard.evals.attacks.attempt import SUCCEEDED, evaluate_attack
 from ada_guard.evals.attacks.autodan import AutoDANAttack, AutoDANSettings
 from ada_guard.evals.attacks.autodan_words import PREFIXES, SWAPS
+from ada_guard.evals.attacks.evasion import ProbeEvasion
 from ada_guard.evals.attacks.goals import Goal, reference_goals
 from ada_guard.evals.attacks.prompt_loss import PromptLoss
-from ada_guard.evals.attacks.suffix_loss import Evasion
 from ada_guard.evals.judges import ReferenceJudge
 from ada_guard.evals.targets import guard_targets
 from ada_guard.guard import Guard
@@ -49,7 +49,7 @@ def test_the_loss_of_a_batch_is_that_of_each_prompt_alone(model: LocalModel, goa
 
 
 def test_the_adaptive_loss_adds_the_checks_that_the_guard_would_make(model: LocalModel, goal: Goal) -> None:
-    evasion = Evasion.of(model, Schedule.every(2), weight=1.0, margin=1.0)
+    evasion = ProbeEvasion.of(model, Schedule.every(2), weight=1.0, margin=1.0)
     prompts = [goal.request, f"{PREFIXES[1]} {goal.request}"]
     plain = PromptLoss(model, goal, wanted_tokens=4).of(prompts)
     adaptive = PromptLoss(model, goal, wanted_tokens=4, evasion=evasion).of(prompts)
@@ -66,7 +66,7 @@ def test_the_adaptive_loss_adds_the_checks_that_the_guard_would_make(model: Loca
         assert score.loss == pytest.approx(without.loss + sum(penalties) / 2, abs=1e-3)
 
 
-def _state(model: LocalModel, ids: list[int], evasion: Evasion) -> torch.Tensor:
+def _state(model: LocalModel, ids: list[int], evasion: ProbeEvasion) -> torch.Tensor:
     from ada_guard.local.blocks import reading
 
     point = evasion.probe.hook_point
@@ -128,7 +128,7 @@ def test_without_a_usable_rewording_the_table_mutates(model: LocalModel, goal: G
 
 
 def test_adaptive_and_plain_attacks_are_told_apart_and_evaluated_against_every_guard(model: LocalModel) -> None:
-    attack = AutoDANAttack(model, SMALL, evasion=Evasion.of(model, Schedule()))
+    attack = AutoDANAttack(model, SMALL, evasion=ProbeEvasion.of(model, Schedule()))
     targets = guard_targets(model)
     result = evaluate_attack(
         attack,

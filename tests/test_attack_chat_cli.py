@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from ada_guard.cli.app import app
 from ada_guard.evals.attacks.attempt import SUCCEEDED
+from ada_guard.evals.attacks.presets import QUICK_PROMPTS
 from ada_guard.evals.result import EvalResult
 from ada_guard.testing_endpoint import Asked
 
@@ -65,6 +66,24 @@ def test_autodan_needs_no_chat_model(tmp_path: Path) -> None:
     done = call("autodan", "--n", "1", "--generations", "1", "--max-new-tokens", "10", "--out", str(out))
     assert done.exit_code == 0, done.output
     assert EvalResult.load(out).settings["generations"] == 1
+
+
+def test_autodan_takes_as_many_prompts_as_its_preset_has_everywhere(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = call("autodan", "--generations", "1", "--max-new-tokens", "1", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert EvalResult.load(out).settings["prompts"] == QUICK_PROMPTS["autodan"]
+
+
+@pytest.mark.parametrize("name", ["pair", "tap", "autodan"])
+def test_a_place_that_takes_no_result_is_told_before_anything_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    chats = () if name == "autodan" else ("--attacker", "http://127.0.0.1:1/v1", "--attacker-model", "a")
+    for out in (tmp_path, tmp_path / "file" / "x.json"):
+        done = call(name, *chats, "--model", "not-looked-for", "--out", str(out))
+        assert done.exit_code == 2
+        assert "cannot write" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_judge_model_can_decide_in_any_attack(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from torch.nn.functional import cross_entropy, softplus
 
 from ada_guard import Schedule
 from ada_guard.errors import ConfigError
+from ada_guard.evals.attacks.evasion import ProbeEvasion, RethinkEvasion
 from ada_guard.evals.attacks.gcg import QUICK_SEARCH, GCGAttack, GCGSettings
 from ada_guard.evals.attacks.goals import Goal, reference_goals
-from ada_guard.evals.attacks.suffix_loss import Evasion, SuffixLoss, SuffixPlace
+from ada_guard.evals.attacks.suffix_loss import SuffixLoss, SuffixPlace
 from ada_guard.local import LocalModel
 from ada_guard.probe import LinearProbe
+from ada_guard.prompt import encode_text
 from ada_guard.reference import PROBE_FILE
 
 GOAL = Goal(prompt_id="1", messages=({"role": "user", "content": "How so?"},), wanted="Sure, this is how it goes.")
@@ -61,12 +63,14 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_wanted_tokens(tiny: LocalMode
     assert bool(found.solved[0]) is (logits.argmax(dim=-1).tolist() == list(place.wanted))
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [None, ProbeEvasion, RethinkEvasion])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_the_gradient_is_that_of_the_one_hot_rows(family: str, adaptive: bool) -> None:
+def test_the_gradient_is_that_of_the_one_hot_rows(
+    family: str, adaptive: type[ProbeEvasion] | type[RethinkEvasion] | None
+) -> None:
     model = probed(LocalModel(tiny_models.build(family), tiny_models.tokenizer(), name="tiny"))
     place = place_of(model)
-    evasion = Evasion.of(model, Schedule.every(2)) if adaptive else None
+    evasion = None if adaptive is None else adaptive.of(model, Schedule.every(2))
     loss = SuffixLoss(place, evasion)
     gradient = loss.token_gradient(place.start)
     assert gradient.shape == (len(place.start), tiny_models.VOCABULARY)
@@ -95,7 +99,7 @@ def test_the_adaptive_loss_holds_the_scores_that_the_guard_would_see(family: str
     model = probed(LocalModel(tiny_models.build(family), tiny_models.tokenizer(), name="tiny"))
     assert model.probe is not None
     place = place_of(model)
-    evasion = Evasion.of(model, Schedule.every(2), weight=0.5, margin=0.25)
+    evasion = ProbeEvasion.of(model, Schedule.every(2), weight=0.5, margin=0.25)
     prompt = [*place.before, *place.start, *place.after]
     scores = torch.tensor([fresh_score(model, [*prompt, *place.wanted[:depth]]) for depth in (2, 4, 6)])
     penalty = softplus(scores.logit() - evasion.threshold_logit + 0.25).mean()
@@ -106,10 +110,41 @@ def test_the_adaptive_loss_holds_the_scores_that_the_guard_would_see(family: str
     torch.testing.assert_close(found.total[2], found.total[0], rtol=1e-4, atol=1e-4)
 
 
-def test_losses_do_not_depend_on_the_batch(tiny: LocalModel) -> None:
+@pytest.mark.parametrize("begins", [None, "Sure"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+def test_the_loss_against_rethink_holds_how_the_lookahead_of_each_check_begins(family: str, begins: str | None) -> None:
+    model = LocalModel(tiny_models.build(family), tiny_models.tokenizer(), name="tiny")
+    place = place_of(model)
+    evasion = RethinkEvasion.of(model, Schedule.every(2), begins=begins, weight=0.5)
+    first = place.wanted[0] if begins is None else encode_text(model.tokenizer, begins)[0]
+    prompt = [*place.before, *place.start, *place.after]
+    terms = []
+    for depth in (2, 4, 6):  # the schedule's, and the end of what is wanted
+        row = [*prompt, *place.wanted[:depth], *model.spec.rethink.ids]
+        with torch.no_grad():
+            logits = model.model(torch.tensor([row]), use_cache=False).logits[0, -1]
+        terms.append(-logits.log_softmax(dim=-1)[first])
+    plain = SuffixLoss(place).of([place.start]).total[0]
+    other = (*reversed(place.start[:-1]), place.start[0] + 1)
+    found = SuffixLoss(place, evasion).of([place.start, other, place.start])
+    torch.testing.assert_close(found.total[0], plain + 0.5 * torch.stack(terms).mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.total[2], found.total[0], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found.total[1], found.total[0])
+
+
+@pytest.mark.parametrize("begins", ["", "I cannot help with that."])
+def test_a_lookahead_that_is_to_begin_as_a_refusal_is_no_evasion(tiny: LocalModel, begins: str) -> None:
+    with pytest.raises(ConfigError, match="a text that is no refusal"):
+        RethinkEvasion.of(tiny, Schedule(), begins=begins)
+
+
+@pytest.mark.parametrize("evading", [ProbeEvasion, RethinkEvasion])
+def test_losses_do_not_depend_on_the_batch(
+    tiny: LocalModel, evading: type[ProbeEvasion] | type[RethinkEvasion]
+) -> None:
     model = probed(tiny)
     place = place_of(model)
-    evasion = Evasion.of(model, Schedule.every(3))
+    evasion = evading.of(model, Schedule.every(3))
     suffixes = [tuple((i + n) % 90 + 30 for i in range(len(place.start))) for n in range(5)]
     one, all_ = (SuffixLoss(place, evasion, batch=batch).of(suffixes) for batch in (1, 64))
     torch.testing.assert_close(one.total, all_.total, rtol=1e-4, atol=1e-4)
@@ -117,7 +152,7 @@ def test_losses_do_not_depend_on_the_batch(tiny: LocalModel) -> None:
 
 def test_a_search_leaves_no_hook_and_no_gradient_behind(tiny: LocalModel) -> None:
     model = probed(tiny)
-    GCGAttack(model, SMALL, evasion=Evasion.of(model, Schedule())).attempts(GOAL, seed=0)
+    GCGAttack(model, SMALL, evasion=ProbeEvasion.of(model, Schedule())).attempts(GOAL, seed=0)
     assert all(parameter.grad is None for parameter in model.model.parameters())
     assert not any(module._forward_hooks for module in model.model.modules())
     assert not model.lock.locked()
@@ -145,7 +180,7 @@ def test_the_search_does_not_touch_the_global_random_state(tiny: LocalModel) -> 
 
 def test_the_adaptive_attack_needs_a_probe_and_any_attack_an_answer_to_elicit(tiny: LocalModel) -> None:
     with pytest.raises(ConfigError, match="needs a model with a linear probe"):
-        Evasion.of(tiny, Schedule())
+        ProbeEvasion.of(tiny, Schedule())
     with pytest.raises(ConfigError, match="needs an answer to elicit"):
         GCGAttack(tiny, SMALL).attempts(replace(GOAL, wanted=""), seed=0)
     with pytest.raises(ConfigError, match="whole numbers"):
@@ -156,7 +191,7 @@ def test_a_few_steps_lower_both_terms_on_the_reference_model(reference: LocalMod
     (goal,) = reference_goals(1)
     search = replace(QUICK_SEARCH, steps=4, width=24)
     place = SuffixPlace.found(reference, goal, suffix_tokens=10, wanted_tokens=16)
-    evasion = Evasion.of(reference, Schedule())
+    evasion = ProbeEvasion.of(reference, Schedule())
     attack = GCGAttack(reference, search, evasion=evasion)
     assert (attack.name, GCGAttack(reference).name) == ("gcg-adaptive", "gcg")
     (attempt,) = attack.attempts(goal, seed=0)
@@ -165,6 +200,20 @@ def test_a_few_steps_lower_both_terms_on_the_reference_model(reference: LocalMod
     losses = SuffixLoss(place, evasion).of([place.start, suffix]).total
     assert losses[1] < losses[0]
     assert attack.settings["solved"] in (0, 1)
+
+
+def test_a_few_steps_lower_the_loss_against_rethink_on_the_reference_model(reference: LocalModel) -> None:
+    (goal,) = reference_goals(1)
+    place = SuffixPlace.found(reference, goal, suffix_tokens=10, wanted_tokens=16)
+    evasion = RethinkEvasion.of(reference, Schedule())
+    attack = GCGAttack(reference, replace(QUICK_SEARCH, steps=4, width=24), evasion=evasion)
+    assert attack.name == "gcg-rethink"
+    assert attack.settings["evade_begins"] == "the wanted answer"
+    (attempt,) = attack.attempts(goal, seed=0)
+    ids = reference.encode(attempt.messages).ids
+    suffix = ids[len(place.before) : len(ids) - len(place.after)]
+    losses = SuffixLoss(place, evasion).of([place.start, suffix]).total
+    assert losses[1] < losses[0]
 
 
 def test_behind_the_given_tokens_the_models_own_words_are_elicited(reference: LocalModel) -> None:

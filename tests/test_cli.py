@@ -254,6 +254,19 @@ def test_an_interrupt_before_any_command_runs_is_code_130_without_a_traceback() 
     assert (out.returncode, out.stdout, out.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize("module", ["rich", "typer", "ada_guard.cli.app", "ada_guard.cli.options"])
+def test_an_interrupt_while_modules_are_imported_is_code_130_without_a_traceback(module: str) -> None:
+    out = python(
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from ada_guard.cli import main; main()"
+    )
+    assert (out.returncode, out.stdout, out.stderr) == (130, "", "")
+
+
 # -- run ----------------------------------------------------------------------------------------------------------
 
 
@@ -536,6 +549,13 @@ def test_a_byte_order_mark_is_no_part_of_a_prefill(tmp_path: Path) -> None:
     talk = inputs.conversation(prompt="x", messages=None, system="s", prefill=f"@{file}")
     assert talk is not None
     assert [message["content"] for message in talk] == ["s", "x", "Sure"]
+
+
+@pytest.mark.parametrize("command", [("run", "--prompt", "x"), ("eval", "leak"), ("spec",)])
+def test_a_misspelt_name_of_a_bundled_model_is_told_without_asking_the_hub(command: tuple[str, ...]) -> None:
+    result = call(*command, "--model", "refernce")
+    assert result.exit_code == 2
+    assert result.stderr == "ada-guard: no model folder or hub id 'refernce': did you mean reference?\n"
 
 
 def test_a_command_needs_no_network(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from ada_guard import ConfigError
 from ada_guard.cli.app import app
 from ada_guard.evals import suite
-from ada_guard.evals.attacks.presets import ATTACKS
+from ada_guard.evals.attacks.presets import ATTACKS, AttackRun, evaluate_named
 from ada_guard.evals.probe_figures import evaluate_card
 from ada_guard.evals.result import EvalResult
 from ada_guard.evals.suite import Suite, SuiteSettings, fitted_here
@@ -94,6 +94,32 @@ def test_whatever_changes_the_figures_changes_the_identity(model: LocalModel, tm
         write_rows(file, reference_rows("test", count=2, seed=seed, tokens=40))
         seen.add(Suite(model, SuiteSettings(data=str(file))).identity["data"])
     assert len(seen) == 2
+
+
+class Adapter(torch.nn.Module):
+    """What the digests look at of an adapter that is not merged; its own weights change nothing here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active_adapters = ["style"]
+        self.merged_adapters: list[str] = []
+        self.disable_adapters = False
+
+
+def test_an_adapter_that_is_switched_off_changes_identity_and_digests(rows: list[LabelledResponse]) -> None:
+    model = LocalModel.from_pretrained("reference", probe=LinearProbe.load(PROBE_FILE))
+    model.model.adapter = Adapter()
+
+    def told() -> list[object]:
+        traced = evaluate_traces(model, by_kind(rows), rows, seed=0, tokens=20)
+        attacked = evaluate_named("recorded", AttackRun(model=model, prompts=1, generation={"max_new_tokens": 1}))
+        return [Suite(model, SuiteSettings()).identity, traced.data, attacked.data]
+
+    on = told()
+    model.model.adapter.disable_adapters = True
+    off = told()
+    assert all(one != other for one, other in zip(on, off, strict=True))
+    assert told() == off
 
 
 def test_each_result_names_the_command_that_makes_it_again(report: Path, tmp_path: Path) -> None:
@@ -250,4 +276,4 @@ def test_a_card_becomes_a_result_that_says_its_warnings(model: LocalModel, tmp_p
     assert {count.what for count in result.counts} == {"flagged benign responses", "flagged harmful responses"}
     assert {series.figure for series in result.series} == {"layers", "ranking"}
     with pytest.raises(ConfigError, match="no report card"):
-        evaluate_card(LinearProbe.load(PROBE_FILE).card)
+        evaluate_card(probe.card.model_copy(update={"report": None}))

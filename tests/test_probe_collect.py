@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -321,6 +323,69 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
     assert not (tmp_path / "a").exists()
 
 
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "rows.jsonl", "shards/mine.safetensors"])
+def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tiny: LocalModel, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = names_in(tmp_path)
+    with pytest.raises(ConfigError, match="states need a folder of their own") as caught:
+        collect(tiny, rows(2), tmp_path, **SETTINGS)  # type: ignore[arg-type]  # as above
+    assert "\n" not in str(caught.value)
+    assert names_in(tmp_path) == before
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_collection_that_broke_off_at_its_beginning_goes_on(tiny: LocalModel, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    write_rows(tmp_path / "rows.jsonl", rows(2))
+    assert collect(tiny, rows(2), tmp_path, **SETTINGS).is_complete()  # type: ignore[arg-type]  # as above
+
+
+def test_two_collections_into_one_folder_are_told_at_once(tiny: LocalModel, tmp_path: Path) -> None:
+    from threading import Thread
+
+    said: list[str] = []
+
+    def second() -> None:
+        try:
+            collect(tiny, rows(2), tmp_path, **SETTINGS)  # type: ignore[arg-type]  # as above
+        except ConfigError as error:
+            said.append(str(error))
+
+    def meanwhile(_phase: str, _done: int, _total: int) -> None:
+        thread = Thread(target=second)
+        thread.start()
+        thread.join()
+
+    store = collect(tiny, rows(2), tmp_path, progress=meanwhile, **SETTINGS)  # type: ignore[arg-type]  # as above
+    assert said
+    assert all("another command is collecting into" in line and "\n" not in line for line in said)
+    assert store.is_complete()
+    assert names_in(tmp_path).isdisjoint({"collecting.lock"})
+
+
+@pytest.mark.parametrize("holder", ["alive", "ended", "our number", "another host", "unreadable"])
+def test_a_lock_is_taken_over_only_from_a_process_that_ended(tiny: LocalModel, tmp_path: Path, holder: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        if holder == "ended":
+            process.communicate()
+        host = "elsewhere" if holder == "another host" else socket.gethostname()
+        number = os.getpid() if holder == "our number" else process.pid
+        (tmp_path / "collecting.lock").write_text("?" if holder == "unreadable" else f"{host} {number}\n")
+        if holder in ("ended", "our number"):
+            assert collect(tiny, rows(2), tmp_path, **SETTINGS).is_complete()  # type: ignore[arg-type]  # as above
+        else:
+            with pytest.raises(ConfigError, match="another command is collecting"):
+                collect(tiny, rows(2), tmp_path, **SETTINGS)  # type: ignore[arg-type]  # as above
+        assert (tmp_path / "collecting.lock").exists() is (holder not in ("ended", "our number"))
+        if holder != "ended":
+            process.communicate()
+
+
 def test_other_rows_or_settings_need_another_folder(tiny: LocalModel, tmp_path: Path) -> None:
     collect(tiny, rows(2), tmp_path, **SETTINGS)  # type: ignore[arg-type]  # as above
     with pytest.raises(ConfigError, match="use another folder"):
@@ -438,6 +503,15 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(tmp_path: Path, arguments:
     assert code == 2
     assert out == ""
     assert said in err.splitlines()[-1]
+
+
+def test_a_folder_of_other_files_is_one_line_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, out, err = call("collect", "reference", "--limit", "6", "--out", str(tmp_path), "--model", "not-looked-for")
+    assert (code, out) == (2, "")
+    assert "holds other files" in err
+    assert err.count("\n") == 1
+    assert names_in(tmp_path) == {"thesis.txt"}
 
 
 def test_one_class_only_is_said_before_an_evening_is_spent_on_it(tmp_path: Path) -> None:

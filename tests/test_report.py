@@ -60,6 +60,12 @@ def test_the_page_holds_its_plots_and_loads_nothing(tmp_path: Path) -> None:
     assert "url(http" not in text
 
 
+def test_a_figure_may_be_broken_before_its_interval_so_that_wide_tables_fit(tmp_path: Path) -> None:
+    text = write_report([result()], tmp_path).read_text()
+    assert "<td><span>29/29</span> <span>(88-100 %),</span> <span>1 missing</span></td>" in text
+    assert "<td><span>0.998</span></td>" in text
+
+
 def test_names_from_outside_are_no_markup(tmp_path: Path) -> None:
     text = write_report([result(model="<script>alert(1)</script>", notes=["a < b"])], tmp_path).read_text()
     assert "<script>" not in text

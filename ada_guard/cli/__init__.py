@@ -12,12 +12,12 @@ __all__ = ["main"]
 def main() -> None:
     """Runs the command line on ``sys.argv`` and exits."""
     try:
-        import rich  # noqa: F401  # only to say which extra is missing, in one line
-        import typer  # noqa: F401
-    except ImportError:
-        print(f"ada-guard: {MissingExtraError('the command line', 'cli')}", file=sys.stderr)
-        raise SystemExit(1) from None
-    try:
+        try:
+            import rich  # noqa: F401  # only to say which extra is missing, in one line
+            import typer  # noqa: F401
+        except ImportError:
+            print(f"ada-guard: {MissingExtraError('the command line', 'cli')}", file=sys.stderr)
+            raise SystemExit(1) from None
         from ada_guard.cli.app import app
 
         app(prog_name="ada-guard")

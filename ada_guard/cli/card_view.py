@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ada_guard.cli.eval_view import table_width
 from ada_guard.cli.view import colours, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from ada_guard.probe import ProbeCard
     from ada_guard.probe.report_card import Control, Ranking, ReportCard
 
 __all__ = ["show_card"]
 
 _PIPE_WIDTH = 110
+_LONGEST_NAME = 18
+"""A longer one, as sources of rows may have, is folded."""
+_GAP = 2
+"""Blanks between columns."""
 _CONTROL_NAMES = {
     "last_token": "last token of the response",
     "random_tokens": "random tokens injected",
@@ -32,35 +40,56 @@ def show_card(card: ProbeCard) -> None:
         highlight=False,
         markup=False,
         soft_wrap=False,
-        width=None if sys.stdout.isatty() else _PIPE_WIDTH,
+        width=table_width(piped=_PIPE_WIDTH),
     )
     report = card.report
     if report is not None:
         for warning in report.warnings:
             console.print(f"warning: {printable(warning)}", style="yellow")
     console.print(_facts(card))
-    console.print(_thresholds(card))
+    _show(console, _thresholds(card))
     if report is None:
         console.print("no report card: this probe was made by another recipe, or by an older version")
         return
-    console.print(_rankings(report))
-    console.print(_controls(report))
-    console.print(_times(report))
-    console.print(_layers(report, card.layer))
-    console.print(_data(report))
+    for table in (
+        _rankings(report), _controls(report), _times(report), _layers(report, card.layer), _data(report)
+    ):  # fmt: skip
+        _show(console, table)
 
 
-def _table(title: str, *columns: str) -> Any:
+def _show(console: Console, table: Table) -> None:
+    """Prints a table under its title: heads break between words only, figures not at all."""
+    console.print(table.title, style="bold")
+    table.title = None
+    texts = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    widths = [max(map(len, each)) for each in texts]
+    least = []
+    for column, (head, *cells) in zip(table.columns, texts, strict=True):
+        names = column.justify == "left"
+        unbroken = [*head.split(), *(word for cell in cells for word in (cell.split() if names else [cell]))]
+        least.append(min(max(map(len, unbroken), default=0), _LONGEST_NAME))
+    # rich takes room from columns alike, whatever their heads are.
+    while sum(widths) + _GAP * (len(widths) - 1) > console.width:
+        wide = [number for number, width in enumerate(widths) if width > least[number]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
-def _facts(card: ProbeCard) -> Any:
+def _facts(card: ProbeCard) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -86,21 +115,21 @@ def _facts(card: ProbeCard) -> Any:
     return table
 
 
-def _thresholds(card: ProbeCard) -> Any:
+def _thresholds(card: ProbeCard) -> Table:
     report = card.report
     if report is None:
-        table = _table("\nThresholds", "check every", "threshold", "rethink from")
+        table = _table("\nThresholds", "tokens between checks", "threshold", "rethink from")
         for interval, threshold in sorted(card.thresholds.items()):
-            table.add_row(f"{interval} tokens", f"{threshold:.4f}", f"{card.low_thresholds[interval]:.4f}")
+            table.add_row(str(interval), f"{threshold:.4f}", f"{card.low_thresholds[interval]:.4f}")
         return table
     table = _table(
         f"\nThresholds, per response at any depth; measured on the {report.measured_on} split",
-        "check every", "threshold", "rethink from", "set on: benign flagged", "true rate below", "benign flagged",
-        "harmful found",
+        "tokens between checks", "threshold", "rethink from", "set on: benign flagged", "true rate below",
+        "benign flagged", "harmful found",
     )  # fmt: skip
     for row in report.false_flags:
         table.add_row(
-            f"{row.interval_tokens} tokens",
+            str(row.interval_tokens),
             f"{row.threshold:.4f}",
             f"{card.low_thresholds[row.interval_tokens]:.4f}",
             f"{row.set_on_flagged} of {row.set_on}",
@@ -111,7 +140,7 @@ def _thresholds(card: ProbeCard) -> Any:
     return table
 
 
-def _rankings(report: ReportCard) -> Any:
+def _rankings(report: ReportCard) -> Table:
     table = _table(
         f"\nRanking, on the {report.measured_on} split (*: fewer than 1,000 benign, so at no false flag)",
         "what", "AUROC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "harmful", "benign",
@@ -138,7 +167,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _controls(report: ReportCard) -> Any:
+def _controls(report: ReportCard) -> Table:
     table = _table(
         "\nControls: each should do worse than the probe",
         "control", "AUROC", "TPR at 1 % FPR", "the probe's lead in AUROC", "95 % interval", "verdict",
@@ -166,15 +195,15 @@ def _verdict(control: Control) -> str:
     return "AS GOOD" if control.does_as_well else "worse"
 
 
-def _times(report: ReportCard) -> Any:
+def _times(report: ReportCard) -> Table:
     table = _table(
         "\nTime to flag, in tokens, of harmful responses that were read",
-        "check every", "25 %", "50 %", "75 %", "50 % after harm starts", "never flagged", "flagged too early",
+        "tokens between checks", "25 %", "50 %", "75 %", "50 % after harm starts", "never flagged", "flagged too early",
     )  # fmt: skip
     for row in report.time_to_flag:
         quartiles = ["-"] * 3 if row.quartiles_tokens is None else [f"{depth:.0f}" for depth in row.quartiles_tokens]
         table.add_row(
-            f"{row.interval_tokens} tokens",
+            str(row.interval_tokens),
             *quartiles,
             "-" if row.after_tokens is None else f"{row.after_tokens[1]:.0f}",
             f"{row.never} of {row.harmful}",
@@ -183,7 +212,7 @@ def _times(report: ReportCard) -> Any:
     return table
 
 
-def _layers(report: ReportCard, chosen: int) -> Any:
+def _layers(report: ReportCard, chosen: int) -> Table:
     table = _table("\nLayers, on validation readings", "layer", "harmful found", "AUROC", "accuracy at 0.5", "")
     for row in report.layers:
         mark = "chosen" if row.layer == chosen else ""
@@ -191,7 +220,7 @@ def _layers(report: ReportCard, chosen: int) -> Any:
     return table
 
 
-def _data(report: ReportCard) -> Any:
+def _data(report: ReportCard) -> Table:
     data = report.data
     table = _table(
         f"\nData {printable(data.rows)}: read at {printable(data.schedule)}, benign at "

@@ -35,6 +35,7 @@ HELP = {
     "decoding": "Sampling settings: temperature, top-k and top-p over a grid, the worst case counts.",
     "gcg": "A suffix found along the gradient of the model alone.",
     "gcg-adaptive": "A suffix as gcg finds, with the probe's score in the loss: it elicits and evades.",
+    "gcg-rethink": "A suffix as gcg finds, with the start of rethink's lookahead in the loss: no refusal is to begin.",
     "autodan": "A prefix of whole sentences, bred until the model begins the wanted answer.",
     "style": "Styles that leave a refusal no room: JSON only, always Sure first, another language.",
     "forged": "Forged headers and control tokens in the user's text and in prefills.",
@@ -69,9 +70,17 @@ Steps = Annotated[
         "--steps",
         metavar="N",
         min=1,
-        help="Of attacks gcg and gcg-adaptive: steps of the search; default: as the preset has it.",
+        help="Of attacks gcg, gcg-adaptive and gcg-rethink: steps of the search; default: as the preset has it.",
     ),
 ]
+Adaptive = Annotated[
+    Literal["probe", "rethink"] | None,
+    typer.Option(
+        "--adaptive",
+        help="Of attack gcg: this checker's answers are in the loss; the same as gcg-adaptive (probe) and gcg-rethink.",
+    ),
+]
+_ADAPTIVE: dict[str, AttackName] = {"probe": "gcg-adaptive", "rethink": "gcg-rethink"}
 AnswerTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of each answer; default 48.")
 ]
@@ -88,6 +97,7 @@ def _run(
     n: Prompts = None,
     preset: Preset = "quick",
     steps: Steps = None,
+    adaptive: Adaptive = None,
     judge: JudgeOption = "auto",
     judge_url: JudgeURL = None,
     judge_name: JudgeModel = None,
@@ -103,7 +113,11 @@ def _run(
     if rows is not None and name == "recorded":
         raise ConfigError("attack recorded takes --file, not --rows")
     if steps is not None and not name.startswith("gcg"):
-        raise ConfigError("--steps belongs to the attacks that search a suffix: gcg and gcg-adaptive")
+        raise ConfigError("--steps belongs to the attacks that search a suffix: gcg, gcg-adaptive and gcg-rethink")
+    if adaptive is not None:
+        if name != "gcg":
+            raise ConfigError("--adaptive belongs to attack gcg")
+        name = _ADAPTIVE[adaptive]
     asked = judge_model(judge_url, judge_name, api_key_env)
     if asked is not None and judge != "auto":
         raise ConfigError("--judge and --judge-url exclude each other")

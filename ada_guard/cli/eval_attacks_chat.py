@@ -22,7 +22,6 @@ from ada_guard.cli.eval_judges import (
 from ada_guard.cli.options import Device, Dtype, Model, Probe, ScheduleText
 from ada_guard.cli.progress import progress_bar
 from ada_guard.cli.view import note
-from ada_guard.errors import ConfigError
 from ada_guard.policy import Policy, Schedule
 
 if TYPE_CHECKING:
@@ -35,6 +34,12 @@ __all__ = ["autodan", "pair", "tap"]
 _SEARCH = "Search"
 _FEW_PROMPTS = 5
 
+FewPrompts = Annotated[
+    int | None,
+    typer.Option(
+        "--n", metavar="N", min=1, help=f"Most prompts; default: all rows, {_FEW_PROMPTS} of the reference model's."
+    ),
+]
 AttackerURL = Annotated[
     str,
     typer.Option(
@@ -103,7 +108,7 @@ def pair(
     device: Device = None,
     dtype: Dtype = "auto",
     rows: Rows = None,
-    n: Prompts = None,
+    n: FewPrompts = None,
     judge: JudgeOption = "auto",
     schedule: ScheduleText = None,
     max_new_tokens: AnswerTokens = None,
@@ -114,6 +119,7 @@ def pair(
     from ada_guard.evals.attacks.attacker import Attacker
     from ada_guard.evals.attacks.pair import PAIRAttack, PAIRSettings
 
+    opt.require_place(out)
     settings = PAIRSettings(streams=streams, iterations=iterations, parallel=parallel)
     chat = chat_at(attacker, attacker_model, api_key_env, temperature=1.0)
     scoring = judge_model(judge_url, judge_name, api_key_env)
@@ -140,7 +146,7 @@ def tap(
     device: Device = None,
     dtype: Dtype = "auto",
     rows: Rows = None,
-    n: Prompts = None,
+    n: FewPrompts = None,
     judge: JudgeOption = "auto",
     schedule: ScheduleText = None,
     max_new_tokens: AnswerTokens = None,
@@ -151,6 +157,7 @@ def tap(
     from ada_guard.evals.attacks.attacker import Attacker
     from ada_guard.evals.attacks.tap import TAPAttack, TAPSettings
 
+    opt.require_place(out)
     settings = TAPSettings(branching=branching, width=width, depth=depth, most_sent=most_sent, parallel=parallel)
     chat = chat_at(attacker, attacker_model, api_key_env, temperature=1.0)
     scoring = judge_model(judge_url, judge_name, api_key_env)
@@ -178,23 +185,26 @@ def autodan(
 ) -> None:
     """A prefix of whole sentences, bred until the model begins the wanted answer (AutoDAN)."""
     policy = _policy(schedule)
+    opt.require_place(out)
     loaded = opt.loaded_model(model, probe=probe, device=device, dtype=dtype)
     from dataclasses import replace
 
     from ada_guard.evals.attacks.attempt import evaluate_attack
     from ada_guard.evals.attacks.autodan import FULL_BREEDING, QUICK_BREEDING, AutoDANAttack
-    from ada_guard.evals.attacks.suffix_loss import Evasion
+    from ada_guard.evals.attacks.evasion import ProbeEvasion
+    from ada_guard.evals.attacks.presets import AttackRun
     from ada_guard.evals.targets import guard_targets
 
     settings = QUICK_BREEDING if preset == "quick" else FULL_BREEDING
     if generations is not None:
         settings = replace(settings, generations=generations)
-    evasion = Evasion.of(loaded, policy.schedule) if adaptive else None
+    run = AttackRun(model=loaded, rows=rows, prompts=n, preset=preset, seed=seed)
+    evasion = ProbeEvasion.of(loaded, policy.schedule) if adaptive else None
     attack = AutoDANAttack(loaded, settings, evasion=evasion)
     with progress_bar() as progress:
         result = evaluate_attack(
             attack,
-            _goals(loaded, rows, n, seed),
+            run.goals("autodan"),
             guard_targets(loaded, policy),
             judge_named(judge, loaded),
             generation=_generation(max_new_tokens),
@@ -219,6 +229,7 @@ def _loop(
     seed: int,
     out: opt.Out,
 ) -> None:
+    from ada_guard.evals.attacks.goals import goals_for
     from ada_guard.evals.attacks.loop import evaluate_loop
     from ada_guard.evals.judges import JudgeScorer
     from ada_guard.evals.targets import guard_targets
@@ -228,7 +239,7 @@ def _loop(
     with progress_bar() as progress:
         result = evaluate_loop(
             attack,
-            _goals(model, rows, n, seed),
+            goals_for(model.name, rows, n, seed=seed, of_reference=_FEW_PROMPTS),
             guard_targets(model, _policy(schedule)),
             scoring or JudgeScorer(judge_named(judge, model)),
             judge=confirming,
@@ -239,16 +250,6 @@ def _loop(
             progress=progress,
         )
     _done(result, out)
-
-
-def _goals(model: LocalModel, rows: Rows, n: int | None, seed: int) -> Any:
-    from ada_guard.evals.attacks.goals import read_goals, reference_goals
-
-    if rows is not None:
-        return read_goals(rows, n)
-    if model.name != "reference":
-        raise ConfigError("give --rows: a file of labelled responses whose harmful rows are to be asked for")
-    return reference_goals(_FEW_PROMPTS if n is None else n, seed=seed)
 
 
 def _policy(schedule: str | None) -> Policy:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ada_guard.cli.loading import busy, is_here, quiet
+from ada_guard.cli.loading import busy, is_here, quiet, require_meant
 from ada_guard.cli.options import DtypeName
 from ada_guard.errors import ConfigError, MissingExtraError
 from ada_guard.policy import Schedule
@@ -70,6 +70,7 @@ def loaded_model(
         ConfigError: It cannot be had.
         MissingExtraError: The statistics' libraries are not here.
     """
+    require_meant(model)
     with busy("importing torch"):
         quiet()
         try:

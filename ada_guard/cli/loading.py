@@ -8,16 +8,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ada_guard.cli.view import note, printable
-from ada_guard.errors import ProbeWarning
+from ada_guard.errors import ConfigError, ProbeWarning
 
 if TYPE_CHECKING:
     from ada_guard.guard import Guard
 
-__all__ = ["busy", "is_here", "load_guard", "quiet"]
+__all__ = ["busy", "is_here", "load_guard", "quiet", "require_meant"]
+
+_BUNDLED = ("reference", "reference-base")
+_HUB_SECONDS = 10.0
 
 
 def quiet() -> None:
@@ -56,16 +60,56 @@ def _show(
 
 
 def is_here(model: str) -> bool:
-    """Whether the model is on this machine, so that loading it downloads nothing."""
-    if model in ("reference", "reference-base") or Path(model).exists():
+    """Whether the model is on this machine, so that loading it downloads nothing.
+
+    Raises:
+        ConfigError: It is not, and the hub has none of that name or cannot be asked: at once, where loading would try
+            again and again.
+    """
+    if model in _BUNDLED or Path(model).exists():
         return True
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+        if isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return True
     except HFValidationError:
-        return False
+        return False  # a path: loading tells at once that there is none
+    _require_on_hub(model)
+    return False
+
+
+def require_meant(model: str) -> None:
+    """Refuses a misspelt name of a bundled model, before anything is imported or looked for.
+
+    Raises:
+        ConfigError: There is nothing of that name here, and a bundled model has nearly the same.
+    """
+    if model in _BUNDLED or "/" in model or Path(model).exists():
+        return
+    meant = get_close_matches(model, _BUNDLED, n=1, cutoff=0.75)
+    if meant:
+        raise ConfigError(f"no model folder or hub id {model!r}: did you mean {meant[0]}?")
+
+
+def _require_on_hub(model: str) -> None:
+    require_meant(model)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(model, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"cannot load the model {model!r}: no such folder and no such id on the hub, or one that needs a token"
+        ) from None
+    except Exception as error:  # noqa: BLE001  # loading says what else there is; a mirror may not know this question
+        # By name: the classes are those of an HTTP library that the hub's client brings along.
+        if isinstance(error, ConnectionError) or "Connect" in type(error).__name__:
+            raise ConfigError(
+                f"cannot load the model {model!r}: no such folder, and the hub cannot be reached to look for that id"
+            ) from None
 
 
 @contextmanager
@@ -90,6 +134,7 @@ def load_guard(model: str, **settings: Any) -> Guard:
         model: Id, folder, ``"reference"`` or ``"reference-base"``.
         settings: As `Guard.from_pretrained` takes them.
     """
+    require_meant(model)
     from ada_guard.guard import Guard
 
     with busy("importing torch"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ada_guard.cli import options as opt
-from ada_guard.cli.loading import busy, is_here, quiet
+from ada_guard.cli.loading import busy, is_here, quiet, require_meant
 from ada_guard.cli.progress import progress_bar
 from ada_guard.cli.view import hanging, note
 from ada_guard.errors import ConfigError
@@ -87,36 +87,39 @@ def collect(
     dtype: opt.Dtype = "auto",
 ) -> None:
     """Read the hidden states a probe is fitted on, into a folder."""
+    require_meant(model)
     with busy("importing torch"):
         quiet()
         from ada_guard.probe import collect as collecting
+        from ada_guard.probe.claim import OWN_ANSWERS, claimed
         from ada_guard.probe.generate import Sampling
-    given, asked = _source(source, limit=limit, seed=seed, data=data, generate=generate)
-    loaded = _model(model, device=device, dtype=dtype)
-    chosen = collecting.parse_layers(layers, loaded)
-    settings: dict[str, Any] = {
-        "layers": chosen,
-        "schedule": depths,
-        "benign_schedule": benign_depths,
-        "max_tokens": max_tokens,
-    }
     try:
-        with progress_bar() as progress:
-            if generate:
-                sampling = Sampling(max_new_tokens=max_tokens, seed=seed)
-                given += _own(loaded, source, asked, out / "own_answers.jsonl", sampling, limit, progress)
-            _warn_of_one_class(given)
-            guess = collecting.estimate(loaded, given, out, **settings)
-            note(f"{len(given)} rows, about {guess.states} readings: {_size(guess.disk_bytes)} in {out}")
-            if guess.disk_bytes > guess.free_bytes:
-                note(f"only {_size(guess.free_bytes)} are free there: fewer --layers or wider --depths take less")
-            store = collecting.collect(
-                loaded, given, out, batch_tokens=batch_tokens, seed=seed, progress=progress, notice=note, **settings
-            )
+        # From the start: nothing is loaded, and no answer generated, for a folder that cannot be had.
+        with claimed(out):
+            given, asked = _source(source, limit=limit, seed=seed, data=data, generate=generate)
+            loaded = _model(model, device=device, dtype=dtype)
+            settings: dict[str, Any] = {
+                "layers": collecting.parse_layers(layers, loaded),
+                "schedule": depths,
+                "benign_schedule": benign_depths,
+                "max_tokens": max_tokens,
+            }
+            with progress_bar() as progress:
+                if generate:
+                    sampling = Sampling(max_new_tokens=max_tokens, seed=seed)
+                    given += _own(loaded, source, asked, out / OWN_ANSWERS, sampling, limit, progress)
+                _warn_of_one_class(given)
+                guess = collecting.estimate(loaded, given, out, **settings)
+                note(f"{len(given)} rows, about {guess.states} readings: {_size(guess.disk_bytes)} in {out}")
+                if guess.disk_bytes > guess.free_bytes:
+                    note(f"only {_size(guess.free_bytes)} are free there: fewer --layers or wider --depths take less")
+                store = collecting.collect(
+                    loaded, given, out, batch_tokens=batch_tokens, seed=seed, progress=progress, notice=note, **settings
+                )
     except KeyboardInterrupt:
         note(f"stopped; what was read is in {out}, the same command goes on from there")
         raise
-    print(f"{store.readings()} readings of {len(store.rows)} rows, {len(chosen)} layers, in {out}")
+    print(f"{store.readings()} readings of {len(store.rows)} rows, {len(store.about.points)} layers, in {out}")
     if len({row.harmful for row in store.rows}) == 2:
         print(next_step(store.rows, out))
 

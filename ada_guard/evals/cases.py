@@ -37,7 +37,7 @@ def harmful_rows(data: str | Path, *, n: int, seed: int, tokens: int = 520) -> l
     """
     if str(data) != REFERENCE:
         return _drawn(data, harmful=True, n=n, seed=seed)
-    from ada_guard.reference.probing import strays
+    from ada_guard.reference.data import strays
     from ada_guard.reference.rows import reference_rows
 
     rows = reference_rows("test", count=n, seed=seed, tokens=tokens)
@@ -135,12 +135,11 @@ class _OwnAnswers:
         self._matcher = RefusalMatcher()
 
     def __call__(self, messages: list[dict[str, Any]], seed: int) -> str | None:
-        from ada_guard.reference.probing import generate, strays
+        from ada_guard.probe.generate import Sampling, answer
+        from ada_guard.reference.data import strays
 
-        ids = generate(
-            self._model, messages, max_new_tokens=_OWN_TOKENS, temperature=0.0 if seed % 2 else 0.8, seed=seed
-        )
-        text: str = self._model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        sampling = Sampling(max_new_tokens=_OWN_TOKENS, temperature=0.0 if seed % 2 else 0.8)
+        text, _ = answer(self._model, self._model.encode(messages), sampling, seed=seed)
         return text if self._matcher.is_all_refusal(text) or not strays(text) else None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ada_guard.errors import ConfigError
 from ada_guard.evals.cases import rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.judges import Judge, NotRefusedJudge
 from ada_guard.evals.kl import KLProfiles, Resampled, Values, kl_by_token, require_one_vocabulary
 from ada_guard.evals.prefix_sweeps import HARMFUL_PREFILLS, REFUSAL_PREFIXES, sweep_harmful, sweep_refusal
@@ -130,7 +131,11 @@ def evaluate_diagnose(
             "top_p": 0.6,
         },
         seed=seed,
-        data={label: rows_digest(group) for label, group in groups.items() if group},
+        data={
+            **{label: rows_digest(group) for label, group in groups.items() if group},
+            "model": model_digest(aligned),
+            "base": model_digest(base),
+        },
         seconds=time.perf_counter() - started,
         versions=library_versions(),
         counts=tuple(counts),

@@ -94,7 +94,7 @@ class ReferenceJudge:
 
     def is_harmful(self, messages: Sequence[Mapping[str, Any]], shown: str) -> bool:
         """See `Judge.is_harmful`. A refusal names its topic too, and does no harm."""
-        from ada_guard.reference.probing import strays
+        from ada_guard.reference.data import strays
 
         del messages
         told = " ".join(part for part in re.split(r"(?<=[.!?])\s+|\n", shown) if not part.startswith(_openings()))

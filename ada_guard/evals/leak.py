@@ -15,6 +15,7 @@ import numpy as np
 
 from ada_guard.errors import AdaGuardError, ConfigError
 from ada_guard.evals.cases import prompts_note, rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.result import Count, EvalResult, Quantity, library_versions
 from ada_guard.evals.systems import CutAnswer, Messages, Progress, beyond_calibration, silent
 from ada_guard.events import Check, Halt, Release
@@ -136,7 +137,7 @@ def evaluate_leak(
             "followed_tokens": followed_tokens,
         },
         seed=seed,
-        data={"harmful": rows_digest(rows)},
+        data={"harmful": rows_digest(rows), "model": model_digest(model)},
         seconds=time.perf_counter() - started,
         versions=library_versions(),
         counts=tuple(counts),

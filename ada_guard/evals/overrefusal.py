@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ada_guard.errors import CheckError, ConfigError
 from ada_guard.evals.cases import prompts_note, rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.result import Count, EvalResult, Series, library_versions
 from ada_guard.evals.systems import CutAnswer, Progress, System, beyond_calibration, silent
 from ada_guard.local import LocalModel
@@ -89,7 +90,7 @@ def evaluate_overrefusal(
             "mean_tokens": sum(map(len, read)) / len(read),
         },
         seed=seed,
-        data={"benign": rows_digest(rows)},
+        data={"benign": rows_digest(rows), "model": model_digest(model)},
         seconds=time.perf_counter() - started,
         versions=library_versions(),
         counts=tuple(counts),

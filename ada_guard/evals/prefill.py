@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ada_guard.errors import ConfigError
 from ada_guard.evals.bare import BareModel
 from ada_guard.evals.cases import prompts_note, rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.reading import decided
 from ada_guard.evals.result import Count, EvalResult, Series, library_versions
 from ada_guard.evals.systems import CutAnswer, Progress, System, beyond_calibration, silent
@@ -83,7 +84,7 @@ def evaluate_prefill(
         model=model.name,
         settings={"depths": list(left_out.depths), "rows": len(rows), "systems": [s.name for s in systems]},
         seed=seed,
-        data={"harmful": rows_digest(rows)},
+        data={"harmful": rows_digest(rows), "model": model_digest(model)},
         seconds=time.perf_counter() - started,
         versions=library_versions(),
         counts=counts,

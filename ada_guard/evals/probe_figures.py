@@ -8,6 +8,7 @@ from ada_guard.errors import ConfigError
 from ada_guard.evals.result import Count, EvalResult, Quantity, Series
 from ada_guard.probe.artefact import ProbeCard
 from ada_guard.probe.report_card import Ranking, ReportCard
+from ada_guard.probe.rows import digest_of
 
 __all__ = ["evaluate_card"]
 
@@ -48,7 +49,7 @@ def evaluate_card(card: ProbeCard, *, seconds: float = 0.0, command: str = "", n
             "measured_on": report.measured_on,
         },
         seed=report.fitting.seed,
-        data={"rows": report.data.rows},
+        data={"rows": report.data.rows, "probe": digest_of(card.model_dump(mode="json"))},
         seconds=seconds,
         versions=report.fitting.versions,
         counts=tuple(_counts(report)),

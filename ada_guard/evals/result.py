@@ -143,7 +143,7 @@ class EvalResult(_Value):
         model: The model under evaluation.
         settings: Everything that was set, as JSON types. No text of prompts or answers.
         seed: Of everything random.
-        data: Name -> digest of the rows that were used.
+        data: Name -> digest of what went in: rows, what an attack sent, the model with its adapters and probe.
         seconds: How long it took.
         versions: Of the libraries that took part.
         notes: What a reader must know of the figures.

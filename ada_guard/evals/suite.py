@@ -15,6 +15,7 @@ from ada_guard.errors import ConfigError
 from ada_guard.evals.attacks.presets import ATTACKS, AttackName, AttackRun, PresetName, evaluate_named
 from ada_guard.evals.cases import REFERENCE, benign_rows, harmful_rows, turning_rows
 from ada_guard.evals.diagnose import evaluate_diagnose
+from ada_guard.evals.identity import active_adapters, probe_digest
 from ada_guard.evals.judges import NotRefusedJudge, ReferenceJudge
 from ada_guard.evals.kl import load_base
 from ada_guard.evals.leak import evaluate_leak
@@ -53,7 +54,7 @@ class SuiteSettings:
         seed: Of everything random.
         preset: Of the attacks.
         attacks: Which ones.
-        fit_rows: For the reference model, whose bundled probe has no report card: rows of each kind to fit one on.
+        fit_rows: For the reference model, where its probe has no report card: rows of each kind to fit one on.
         command: What reproduces all of it; each result names what reproduces that one.
     """
 
@@ -113,8 +114,9 @@ class Suite:
             "ada_guard": library_versions().get("ada-guard"),
             "model": self._model.name,
             "weights": self._model.fingerprint.weights,
+            "adapters": active_adapters(self._model),
             "dtype": str(self._model.dtype),
-            "probe": _probe_digest(self._model),
+            "probe": probe_digest(self._model),
             "data": REFERENCE if self._is_reference else file_digest(s.data),
             "base": s.base,
             "n": s.n,
@@ -255,16 +257,6 @@ def file_digest(path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         raise ConfigError(f"no file at {path!r}") from None
-
-
-def _probe_digest(model: LocalModel) -> str | None:
-    if model.probe is None:
-        return None
-    probe = model.probe
-    parts = [repr(probe.calibration), repr(probe.hook_point)]
-    if isinstance(probe, LinearProbe):
-        parts += [probe.card.model_dump_json(), repr(probe.weight.tolist())]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def fitted_here(model: LocalModel, folder: Path, *, count: int, seed: int, progress: Progress = silent) -> LinearProbe:

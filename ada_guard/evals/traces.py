@@ -13,6 +13,7 @@ import numpy as np
 
 from ada_guard.errors import ConfigError
 from ada_guard.evals.cases import rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.result import EvalResult, Quantity, Series, library_versions
 from ada_guard.evals.systems import Progress, due_depths, silent
 from ada_guard.local import LocalModel
@@ -90,7 +91,7 @@ def evaluate_traces(
         model=model.name,
         settings={"tokens": tokens, "threshold": threshold, "interval_tokens": schedule.interval_tokens},
         seed=seed,
-        data={"traced": rows_digest(traced), "ranked": rows_digest(ranked)},
+        data={"traced": rows_digest(traced), "ranked": rows_digest(ranked), "model": model_digest(model)},
         seconds=time.perf_counter() - started,
         versions=library_versions(),
         quantities=tuple(figures),

@@ -19,6 +19,7 @@ from ada_guard.local.blocks import HookPoint, decoder_blocks
 from ada_guard.local.model import LocalModel
 from ada_guard.policy import Schedule
 from ada_guard.probe.cached_pass import hook_points, states_at_depths
+from ada_guard.probe.claim import claimed
 from ada_guard.probe.encoding import EncodedRow, RowEncoder, benign_schedule_for, random_ids
 from ada_guard.probe.readers import choose_reader
 from ada_guard.probe.rows import LabelledResponse
@@ -142,8 +143,9 @@ def collect(
         notice: Told in one line what a user should know.
 
     Raises:
-        ConfigError: No rows, a folder of another collection, a row the model's chat template does not take, states that
-            are not finite, a full disk, or too many tokens a pass for the device.
+        ConfigError: No rows, a folder of another collection, with other files or that another command fills, a row the
+            model's chat template does not take, states that are not finite, a full disk, or too many tokens a pass for
+            the device.
     """
     known = list(rows)
     if not known:
@@ -174,14 +176,30 @@ def collect(
             "transformers": version("transformers"),
         },
     )
-    store = StateStore.create(folder, about, known)
-    done = store.done()
+    with claimed(folder):
+        store = StateStore.create(folder, about, known)
+        _fill(store, model, encoder, points, batch_tokens, shard_rows, progress, notice)
+    return store
+
+
+def _fill(
+    store: StateStore,
+    model: LocalModel,
+    encoder: RowEncoder,
+    points: Sequence[HookPoint],
+    batch_tokens: int,
+    shard_rows: int | None,
+    progress: Progress,
+    notice: Callable[[str], None],
+) -> None:
+    """Reads the rows that a store lacks; arguments as `collect` takes them."""
+    done, known = store.done(), store.rows
     progress("reading", len(done), len(known))
     if len(done) == len(known):
-        return store
+        return
     encoded = (encoder.encode(number, row) for number, row in enumerate(known) if number not in done)
     first = _first(encoded)
-    reader = _reader(model, points, about, first, notice)
+    reader = _reader(model, points, store.about, first, notice)
     writer = ShardWriter(store, shard_rows=shard_rows)
     try:
         for batch in _batches(chain(first, encoded), reader, batch_tokens):
@@ -191,7 +209,6 @@ def collect(
         writer.flush()
         raise
     writer.flush()
-    return store
 
 
 def _encoder(model: LocalModel, schedule: str, benign_schedule: str, max_tokens: int) -> RowEncoder:

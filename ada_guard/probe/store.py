@@ -54,7 +54,7 @@ class StateStore:
         """A new collection, or the interrupted one of the same rows, model and settings in that folder.
 
         Raises:
-            ConfigError: The folder holds a collection of something else, or nothing can be written there.
+            ConfigError: The folder holds a collection of something else, other rows, or nothing can be written there.
         """
         folder = Path(folder)
         if (folder / "about.json").exists():
@@ -64,6 +64,7 @@ class StateStore:
                     f"{str(folder)!r} holds states of other rows, another model or other settings: use another folder"
                 )
             return before
+        _require_same_rows(folder, about)
         try:
             (folder / "shards").mkdir(parents=True, exist_ok=True)
             write_rows(folder / "rows.jsonl", rows)
@@ -236,6 +237,16 @@ class StateStore:
 def rows_digest(rows: Iterable[LabelledResponse]) -> str:
     """16 hex digits that tell lists of rows apart."""
     return digest_of([row.as_json for row in rows])
+
+
+def _require_same_rows(folder: Path, about: About) -> None:
+    """Rows without ``about.json`` are those of a collection that broke off between the two, or someone's own file."""
+    try:
+        there = rows_digest(read_rows(folder / "rows.jsonl", source=""))
+    except ConfigError:
+        there = None
+    if (folder / "rows.jsonl").exists() and there != about.rows:
+        raise ConfigError(f"{str(folder / 'rows.jsonl')!r} holds other rows: states need a folder of their own")
 
 
 def _no_room(folder: Path, error: Exception) -> ConfigError:

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 
 from ada_guard.errors import CheckError, ConfigError, GenerationError
 from ada_guard.evals.attacks.goals import Goal, digest_of_goals
+from ada_guard.evals.identity import model_digests
 from ada_guard.evals.judges import Judge
 from ada_guard.evals.result import Count, EvalResult, Quantity, library_versions
 from ada_guard.evals.systems import beyond_calibration
 from ada_guard.evals.targets import Target
+from ada_guard.probe.rows import digest_of
 
 __all__ = [
     "DETECTED",
@@ -183,7 +185,7 @@ def evaluate_attack(
             "attempts_per_prompt": sum(len(run.attempts) for run in runs[targets[0].name]) / len(goals),
         },
         seed=seed,
-        data={"prompts": digest_of_goals(goals)},
+        data={"prompts": digest_of_goals(goals), "attempts": _sent(runs), **model_digests(targets)},
         seconds=time.perf_counter() - began,
         versions=library_versions(),
         counts=counts,
@@ -222,6 +224,14 @@ class _Asking:
     def require_any_answer(self) -> None:
         if self._refused is not None and not self._taken:
             raise self._refused
+
+
+def _sent(runs: Mapping[str, Sequence[_Run]]) -> str:
+    """16 hex digits of all that was sent: prompts of a file may be alike, and their attempts not."""
+    own = next(iter(runs.values()))
+    return digest_of(
+        [[[each.messages, each.where, each.generation, each.seed] for each in run.attempts] for run in own]
+    )
 
 
 def _counts(name: str, runs: Mapping[str, Sequence[_Run]]) -> tuple[tuple[Count, ...], tuple[str, ...]]:

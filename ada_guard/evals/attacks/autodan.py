@@ -24,9 +24,9 @@ from ada_guard.errors import ConfigError
 from ada_guard.evals.attacks.attempt import Attempt
 from ada_guard.evals.attacks.autodan_words import PREFIXES, SWAPS
 from ada_guard.evals.attacks.chat import Chat, UnusableError, derived_seed, holds_refusal
+from ada_guard.evals.attacks.evasion import ProbeEvasion
 from ada_guard.evals.attacks.goals import Goal
 from ada_guard.evals.attacks.prompt_loss import PromptLoss
-from ada_guard.evals.attacks.suffix_loss import Evasion
 from ada_guard.local import LocalModel
 
 __all__ = ["FULL_BREEDING", "QUICK_BREEDING", "AutoDANAttack", "AutoDANSettings"]
@@ -96,7 +96,7 @@ class AutoDANAttack:
         model: LocalModel,
         settings: AutoDANSettings = FULL_BREEDING,
         *,
-        evasion: Evasion | None = None,
+        evasion: ProbeEvasion | None = None,
         rewording: Chat | None = None,
         prefixes: Sequence[str] = PREFIXES,
     ) -> None:

@@ -1,8 +1,8 @@
 """GCG: a suffix to the request that makes the model begin the wanted answer, found along the gradient.
 
-Against the model alone, or adaptively against the guarded one: then the loss holds the probe's score as well, so that
-the suffix is to elicit the answer and to keep the checks quiet while it is written. Rethink gives no score to descend:
-a guard that asks it is attacked by transfer only.
+Against the model alone, or adaptively against the guarded one: then the loss holds a term of the checks as well, so
+that the suffix is to elicit the answer and to keep them quiet while it is written. Against the probe that is its score;
+against rethink, which gives none, how likely the lookahead begins as something else than a refusal.
 
 The loop is our own and the smallest that does this. nanogcg 0.2.3 was tried with transformers 5.23: its prefix cache
 subscripts the KV cache, which the new cache classes do not allow; without that it runs, but has no place for a term of
@@ -10,8 +10,7 @@ the probe's score, encodes the prompt by other rules than the guard's sources do
 one that is sent), checks the suffix's encoding without its surroundings, and sets the global seed and determinism of
 the whole process.
 
-**Source**: Zou et al. (arXiv 2307.15043), algorithm 1. The adaptive loss is ours; its kind is that of Bailey et al.
-(arXiv 2412.09565), who add a monitor's score to what an attack optimises.
+**Source**: Zou et al. (arXiv 2307.15043), algorithm 1; for the adaptive terms see `ada_guard.evals.attacks.evasion`.
 """
 
 from __future__ import annotations
@@ -25,12 +24,21 @@ import torch
 
 from ada_guard.errors import ConfigError
 from ada_guard.evals.attacks.attempt import Attempt
+from ada_guard.evals.attacks.evasion import Evasion
 from ada_guard.evals.attacks.goals import Goal
-from ada_guard.evals.attacks.suffix_loss import Evasion, SuffixLoss, SuffixPlace
+from ada_guard.evals.attacks.suffix_loss import SuffixLoss, SuffixPlace
 from ada_guard.local import LocalModel, LocalStream
 from ada_guard.steps import run
 
-__all__ = ["FULL_ADAPTIVE_SEARCH", "FULL_SEARCH", "QUICK_ADAPTIVE_SEARCH", "QUICK_SEARCH", "GCGAttack", "GCGSettings"]
+__all__ = [
+    "FULL_ADAPTIVE_SEARCH",
+    "FULL_SEARCH",
+    "QUICK_ADAPTIVE_SEARCH",
+    "QUICK_RETHINK_SEARCH",
+    "QUICK_SEARCH",
+    "GCGAttack",
+    "GCGSettings",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +81,8 @@ FULL_ADAPTIVE_SEARCH = replace(FULL_SEARCH, wanted_tokens=52, given_tokens=9)
 QUICK_ADAPTIVE_SEARCH = replace(QUICK_SEARCH, wanted_tokens=26, given_tokens=9)
 """Likewise past depth 25. With the rows' words alone it broke fewer prompts of the guarded
 reference model: the suffix was spent on eliciting them."""
+QUICK_RETHINK_SEARCH = replace(QUICK_ADAPTIVE_SEARCH, width=32)
+"""Narrower, so that all evaluations together stay within ten minutes."""
 
 
 class GCGAttack:
@@ -96,18 +106,12 @@ class GCGAttack:
     @property
     def name(self) -> str:
         """See `Attack.name`."""
-        return "gcg" if self._evasion is None else "gcg-adaptive"
+        return "gcg" if self._evasion is None else f"gcg-{self._evasion.name}"
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """See `Attack.settings`."""
-        adaptive = {}
-        if self._evasion is not None:
-            adaptive = {
-                "evade_weight": self._evasion.weight,
-                "evade_margin": self._evasion.margin,
-                "evade_schedule": str(self._evasion.schedule),
-            }
+        adaptive = {} if self._evasion is None else self._evasion.settings
         return {**asdict(self._search), **adaptive, "solved": self.solved}
 
     def attempts(self, goal: Goal, *, seed: int) -> Sequence[Attempt]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ada_guard.errors import ConfigError
 from ada_guard.probe.rows import LabelledResponse, digest_of, read_rows
 
-__all__ = ["Goal", "digest_of_goals", "goals_from_rows", "read_goals", "reference_goals"]
+__all__ = ["Goal", "digest_of_goals", "goals_for", "goals_from_rows", "read_goals", "reference_goals"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,28 @@ def read_goals(path: str | Path, count: int | None = None) -> list[Goal]:
         ConfigError: No such file, a bad row, or no harmful row.
     """
     return goals_from_rows(read_rows(path), count)
+
+
+def goals_for(
+    model: str, rows: str | Path | None, count: int | None, *, seed: int, of_reference: int = 25
+) -> list[Goal]:
+    """The goals of an attack on a model.
+
+    Args:
+        model: Its name.
+        rows: A file of labelled responses; None for the reference model's own goals.
+        count: At most so many; None for all of a file.
+        seed: Of the reference model's goals.
+        of_reference: How many of those, where `count` is None.
+
+    Raises:
+        ConfigError: No rows for a model that is not the reference model, or as `read_goals` and `reference_goals`.
+    """
+    if rows is not None:
+        return read_goals(rows, count)
+    if model != "reference":
+        raise ConfigError("give --rows: a file of labelled responses whose harmful rows are to be asked for")
+    return reference_goals(of_reference if count is None else count, seed=seed)
 
 
 def reference_goals(count: int, *, seed: int = 0) -> list[Goal]:

@@ -18,6 +18,7 @@ from ada_guard.evals.attacks.attacker import Proposal
 from ada_guard.evals.attacks.attempt import STOPPED, SUCCEEDED, Progress
 from ada_guard.evals.attacks.chat import derived_seed
 from ada_guard.evals.attacks.goals import Goal, digest_of_goals
+from ada_guard.evals.identity import model_digests
 from ada_guard.evals.judges import HIGHEST_SCORE, Judge, Scorer
 from ada_guard.evals.result import Count, EvalResult, Quantity, library_versions
 from ada_guard.evals.targets import Answer, Target
@@ -205,7 +206,7 @@ def evaluate_loop(
             "prompts": len(goals),
         },
         seed=seed,
-        data={"prompts": digest_of_goals(goals)},
+        data={"prompts": digest_of_goals(goals), **model_digests(targets)},
         seconds=time.perf_counter() - began,
         versions=library_versions(),
         counts=tuple(_counts(attack.name, searches)),

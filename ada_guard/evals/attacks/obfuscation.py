@@ -16,6 +16,7 @@ from ada_guard.errors import CheckError, ConfigError, GenerationError
 from ada_guard.evals.attacks.attempt import DETECTED, FLAGGED_BENIGN, Attempt, Progress
 from ada_guard.evals.attacks.encodings import ENCODINGS, EXPLAINED
 from ada_guard.evals.attacks.goals import Goal, digest_of_goals
+from ada_guard.evals.identity import model_digests
 from ada_guard.evals.result import Count, EvalResult, library_versions
 from ada_guard.evals.systems import beyond_calibration
 from ada_guard.evals.targets import Target
@@ -114,7 +115,7 @@ def evaluate_obfuscated_answers(
         model=model,
         settings={"words": words, "encodings": list(written), "targets": [t.name for t in guarded]},
         seed=seed,
-        data={"prompts": digest_of_goals(known)},
+        data={"prompts": digest_of_goals(known), **model_digests(targets)},
         seconds=time.perf_counter() - began,
         versions=library_versions(),
         counts=tuple(counts),

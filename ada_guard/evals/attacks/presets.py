@@ -14,20 +14,21 @@ from ada_guard.errors import ConfigError
 from ada_guard.evals.attacks.attempt import Attack, Progress, evaluate_attack
 from ada_guard.evals.attacks.autodan import FULL_BREEDING, QUICK_BREEDING, AutoDANAttack
 from ada_guard.evals.attacks.decoding import FULL_GRID, QUICK_GRID, DecodingAttack
+from ada_guard.evals.attacks.evasion import ProbeEvasion, RethinkEvasion
 from ada_guard.evals.attacks.forged import ForgedAttack
 from ada_guard.evals.attacks.gcg import (
     FULL_ADAPTIVE_SEARCH,
     FULL_SEARCH,
     QUICK_ADAPTIVE_SEARCH,
+    QUICK_RETHINK_SEARCH,
     QUICK_SEARCH,
     GCGAttack,
 )
-from ada_guard.evals.attacks.goals import Goal, read_goals, reference_goals
+from ada_guard.evals.attacks.goals import Goal, goals_for
 from ada_guard.evals.attacks.long_context import LongContextAttack
 from ada_guard.evals.attacks.obfuscation import ObfuscatedRequests, evaluate_obfuscated_answers
 from ada_guard.evals.attacks.recorded import read_recorded, reference_recorded
 from ada_guard.evals.attacks.style import StyleAttack
-from ada_guard.evals.attacks.suffix_loss import Evasion
 from ada_guard.evals.judges import Judge, NotRefusedJudge, ReferenceJudge
 from ada_guard.evals.result import EvalResult
 from ada_guard.evals.targets import Target, guard_targets
@@ -41,6 +42,7 @@ AttackName: TypeAlias = Literal[
     "decoding",
     "gcg",
     "gcg-adaptive",
+    "gcg-rethink",
     "autodan",
     "style",
     "forged",
@@ -55,6 +57,7 @@ QUICK_PROMPTS: Mapping[AttackName, int] = {
     "decoding": 4,
     "gcg": 5,
     "gcg-adaptive": 5,
+    "gcg-rethink": 5,
     "autodan": 3,
     "style": 3,
     "forged": 4,
@@ -111,12 +114,7 @@ class AttackRun:
         Raises:
             ConfigError: No rows for a model that is not the reference model.
         """
-        count = self.count(name)
-        if self.rows is not None:
-            return read_goals(self.rows, count)
-        if self.model.name != "reference":
-            raise ConfigError("give --rows: a file of labelled responses whose harmful rows are to be asked for")
-        return reference_goals(_FULL_PROMPTS_OF_REFERENCE if count is None else count, seed=self.seed)
+        return goals_for(self.model.name, self.rows, self.count(name), seed=self.seed)
 
 
 def default_judge(model: LocalModel) -> Judge:
@@ -169,9 +167,13 @@ def _attack(name: AttackName, run: AttackRun) -> Attack:
         case "gcg":
             return GCGAttack(run.model, (QUICK_SEARCH if quick else FULL_SEARCH).with_steps(run.steps))
         case "gcg-adaptive":
-            evasion = Evasion.of(run.model, run.policy.schedule)
             search = QUICK_ADAPTIVE_SEARCH if quick else FULL_ADAPTIVE_SEARCH
+            evasion = ProbeEvasion.of(run.model, run.policy.schedule)
             return GCGAttack(run.model, search.with_steps(run.steps), evasion=evasion)
+        case "gcg-rethink":
+            search = QUICK_RETHINK_SEARCH if quick else FULL_ADAPTIVE_SEARCH
+            heard = RethinkEvasion.of(run.model, run.policy.schedule)
+            return GCGAttack(run.model, search.with_steps(run.steps), evasion=heard)
         case "autodan":
             breeding = QUICK_BREEDING if quick else FULL_BREEDING
             return AutoDANAttack(run.model, breeding if run.steps is None else replace(breeding, generations=run.steps))

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, softplus
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ada_guard.errors import ConfigError
+from ada_guard.evals.attacks.evasion import ProbeEvasion
 from ada_guard.evals.attacks.goals import Goal
-from ada_guard.evals.attacks.suffix_loss import Evasion
 from ada_guard.local import LocalModel
 from ada_guard.local.blocks import reading
 
@@ -55,7 +55,7 @@ class PromptLoss:
     """
 
     def __init__(
-        self, model: LocalModel, goal: Goal, *, wanted_tokens: int, evasion: Evasion | None = None, batch: int = 32
+        self, model: LocalModel, goal: Goal, *, wanted_tokens: int, evasion: ProbeEvasion | None = None, batch: int = 32
     ) -> None:
         if not goal.wanted:
             raise ConfigError("this attack needs an answer to elicit: rows with a harmful response")

@@ -1,4 +1,4 @@
-"""How well a suffix does: the loss of the wanted answer behind it, and the probe's score while that answer is written.
+"""How well a suffix does: the loss of the wanted answer behind it, and what the guard's checks say meanwhile.
 
 Knows no search. One place in the prompt is optimised, a span of tokens at the end of the user's text. Every forward
 pass takes the model's lock; gradients reach the input embeddings only.
@@ -12,58 +12,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ada_guard.errors import ConfigError
+from ada_guard.evals.attacks.evasion import Evasion, Penalty
 from ada_guard.evals.attacks.goals import Goal
 from ada_guard.local import LocalModel
 from ada_guard.local.blocks import reading
-from ada_guard.policy import Schedule
-from ada_guard.probe import LinearProbe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Evasion", "Losses", "SuffixLoss", "SuffixPlace"]
+__all__ = ["Losses", "SuffixLoss", "SuffixPlace"]
 
 _FILLERS = ("!", "x")
 _TAIL_TOKENS = 8
 """Ids before the suffix that a decoder must see, so that a space between them is kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evasion:
-    """What the adaptive attack adds: the probe's score at the header is to stay below the threshold.
-
-    Attributes:
-        probe: The guard's own probe: the attacker has everything.
-        schedule: When the guard checks.
-        weight: Of the mean penalty, against the mean cross entropy of the wanted tokens in nats.
-        margin: How far below the threshold a score is to be, on the logit scale.
-    """
-
-    probe: LinearProbe
-    schedule: Schedule
-    weight: float = 1.0
-    margin: float = 1.0
-
-    @property
-    def threshold_logit(self) -> float:
-        """The guard's threshold as log odds."""
-        threshold = torch.tensor(self.probe.calibration.threshold_for(self.schedule), dtype=torch.float64)
-        return float(threshold.logit(eps=1e-12))
-
-    @classmethod
-    def of(cls, model: LocalModel, schedule: Schedule, *, weight: float = 1.0, margin: float = 1.0) -> Evasion:
-        """Against a model's own probe.
-
-        Raises:
-            ConfigError: It has none whose score has a gradient.
-        """
-        if not isinstance(model.probe, LinearProbe):
-            raise ConfigError("the adaptive attack needs a model with a linear probe: give --probe")
-        return cls(probe=model.probe, schedule=schedule, weight=weight, margin=margin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +112,8 @@ class SuffixLoss:
     """The loss of suffixes at one place.
 
     The cross entropy is that of GCG. With an evasion, each check that falls due while the wanted answer is written adds
-    its penalty: prompt, answer so far and Safety Tokens are a sequence of their own, of which the probe reads the last
-    state, as in the guard.
+    its penalty: prompt, answer so far and Safety Tokens are a sequence of their own, of which the last state or the
+    last logits are read, as in the guard.
 
     Args:
         place: The place.
@@ -164,7 +129,8 @@ class SuffixLoss:
         self._batch = batch
         self._net: Any = place.model.model
         self._device = self._net.device
-        self._header = list(place.model.spec.probe.ids) if evasion else []
+        self._header = list(evasion.header(place.model)) if evasion else []
+        self._points = [evasion.point] if evasion and evasion.point else []
         length = len(place.wanted)
         due = [d for d in range(1, length) if evasion and evasion.schedule.is_due(d)]
         self._depths = [*due, length]
@@ -217,27 +183,29 @@ class SuffixLoss:
         whole = torch.tensor([[*prompt, *place.wanted, *self._header] for prompt in prompts], device=self._device)
         answer_at, length = len(prompts[0]), len(place.wanted)
         rows = torch.arange(answer_at - 1, answer_at + length - 1, device=self._device)
-        points = [self._evasion.probe.hook_point] if self._evasion else []
+        if self._evasion is not None and not self._points:
+            rows = torch.cat([rows, torch.tensor([whole.shape[1] - 1], device=self._device)])
         # A gradient goes through one suffix: there the plain way is cheap, and nothing of the graph is in a cache.
-        cache = DynamicCache(config=self._net.config) if points and not torch.is_grad_enabled() else None
-        with reading(self._net, points) as states:
-            out = self._net(input_ids=whole, logits_to_keep=rows, past_key_values=cache, use_cache=cache is not None)
-        logits = out.logits.float()
+        caching = self._evasion is not None and not torch.is_grad_enabled()
+        cache = DynamicCache(config=self._net.config) if caching else None
+        with reading(self._net, self._points) as states:
+            out = self._net(input_ids=whole, logits_to_keep=rows, past_key_values=cache, use_cache=caching)
+        logits = out.logits[:, :length].float()
         wanted = torch.tensor(place.wanted, device=self._device)
         entropy = cross_entropy(logits.transpose(1, 2), wanted.expand(len(suffixes), -1), reduction="none").mean(dim=1)
         solved = (logits.argmax(dim=-1) == wanted).all(dim=1)
         if self._evasion is None:
             return Losses(total=entropy, solved=solved)
-        scores = [self._scores(states.by_layer, whole.shape[1] - 1)]
+        penalties = [self._penalty(states.by_layer, out.logits)]
         if cache is not None and not all(type(layer) is DynamicLayer for layer in cache.layers):
             cache = None  # sliding windows and recurrent states cannot be cut back to any depth
-        scores += [self._scores_at(prompts, depth, cache) for depth in reversed(self._depths[:-1])]
-        above = torch.stack(scores) - self._evasion.threshold_logit
-        penalty = softplus(above + self._evasion.margin).mean(dim=0)
-        return Losses(total=entropy + self._evasion.weight * penalty, solved=solved & (above < 0).all(dim=0))
+        penalties += [self._penalty_at(prompts, depth, cache) for depth in reversed(self._depths[:-1])]
+        penalty = torch.stack([each.loss for each in penalties]).mean(dim=0)
+        quiet = torch.stack([each.quiet for each in penalties]).all(dim=0)
+        return Losses(total=entropy + self._evasion.weight * penalty, solved=solved & quiet)
 
-    def _scores_at(self, prompts: Sequence[Sequence[int]], depth: int, cache: DynamicCache | None) -> torch.Tensor:
-        """The probe's log odds after so many wanted tokens, float32 ``[prompts]``.
+    def _penalty_at(self, prompts: Sequence[Sequence[int]], depth: int, cache: DynamicCache | None) -> Penalty:
+        """The penalty of the check after so many wanted tokens.
 
         Args:
             prompts: Ids of each.
@@ -245,22 +213,26 @@ class SuffixLoss:
             cache: Holds prompts and wanted tokens up to this depth at least, and is cut back to it; None if there is
                 none to use.
         """
-        assert self._evasion is not None
         ids = [[*prompt, *self._place.wanted[:depth], *self._header] for prompt in prompts]
         known = 0
         if cache is not None:
             known = len(prompts[0]) + depth
             cache.crop(known - cache.get_seq_length())
-        fed = torch.tensor([row[known:] for row in ids], device=self._device)
-        with reading(self._net, [self._evasion.probe.hook_point]) as states:
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+        inputs["input_ids"] = torch.tensor([row[known:] for row in ids], device=self._device)
+        with reading(self._net, self._points) as states:
+            if not self._points:
+                return self._penalty({}, self._net(**inputs, logits_to_keep=1).logits)
             # Without the head: no logits are wanted here, and those of a large vocabulary would fill the memory.
-            self._net.base_model(input_ids=fed, past_key_values=cache, use_cache=cache is not None)
-        return self._scores(states.by_layer, fed.shape[1] - 1)
+            self._net.base_model(**inputs)
+        return self._penalty(states.by_layer, None)
 
-    def _scores(self, states: dict[int, torch.Tensor], row: int) -> torch.Tensor:
+    def _penalty(self, states: dict[int, torch.Tensor], logits: torch.Tensor | None) -> Penalty:
+        """From what was read at the last token of the header."""
         assert self._evasion is not None
-        probe = self._evasion.probe
-        return states[probe.hook_point.layer][:, row].float() @ probe.weight + probe.bias
+        read = states[self._points[0].layer] if self._points else logits
+        assert read is not None
+        return self._evasion.penalty(read[:, -1], self._place.wanted)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

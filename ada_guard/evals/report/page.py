@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,8 @@ from ada_guard.evals.report.tables import tables
 from ada_guard.evals.result import EvalResult
 
 __all__ = ["write_report"]
+
+_BREAKS = re.compile(r"(?<=[,;]) | (?=\()")
 
 
 def write_report(results: Sequence[EvalResult], folder: str | Path, not_run: Mapping[str, str] | None = None) -> Path:
@@ -63,6 +66,7 @@ def write_report(results: Sequence[EvalResult], folder: str | Path, not_run: Map
             }
         )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["pieces"] = _pieces
     source = files("ada_guard.evals.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     models = ", ".join(dict.fromkeys(result.model for result in results))
     page = folder / "report.html"
@@ -74,3 +78,8 @@ def write_report(results: Sequence[EvalResult], folder: str | Path, not_run: Map
     partial.write_text(text, encoding="utf-8")
     partial.replace(page)
     return page
+
+
+def _pieces(cell: str) -> list[str]:
+    """Parts of a cell that a line may be broken between: a count, its interval, what is missing."""
+    return _BREAKS.split(cell)
