@@ -25,6 +25,7 @@ __all__ = [
     "choices_asked",
     "is_local",
     "load_model",
+    "measurable",
     "named_checker",
     "salt_asked",
     "sidecar_for",
@@ -56,6 +57,21 @@ def is_local(thing: object) -> TypeIs[LocalModel]:
     return hasattr(thing, "tokenizer") and hasattr(thing, "encode") and not hasattr(thing, "connect")
 
 
+def measurable(judge: object) -> LocalModel:
+    """The model that judges, where all of it is in this process: what an automatic schedule is measured on.
+
+    Raises:
+        ConfigError: It is elsewhere, or loaded in part.
+    """
+    model = judge if is_local(judge) else getattr(judge, "model", None)
+    if not is_local(model) or not hasattr(model, "model") or model.probe_only:
+        raise ConfigError(
+            "an automatic schedule needs a whole model that judges in this process, to time its decode step: write an "
+            "interval instead"
+        )
+    return model
+
+
 def load_model(model: str | Path, probe: str | Path | StateProbe | None, **model_kwargs: Any) -> LocalModel:
     """A local model by id, folder or ``"reference"``, which brings its probe; see `Guard.from_pretrained`."""
     from ada_guard.local import LocalModel
@@ -74,6 +90,7 @@ def sidecar_for(
     *,
     tokenizer: str | Path | None,
     probe: str | Path | StateProbe | None,
+    probe_only: bool = False,
 ) -> Sidecar | LocalModel:
     """What judges an endpoint, or None: whatever is pushed; see `Guard.for_endpoint` and `Guard.for_sidecar`.
 
@@ -85,6 +102,8 @@ def sidecar_for(
     named = isinstance(sidecar, (str, Path)) and sidecar != "self" and "://" not in str(sidecar)
     if probe is not None and not named:
         raise ConfigError("probe= belongs to a sidecar that is loaded here, by id or folder")
+    if probe_only and not named:
+        raise ConfigError("probe_only= belongs to a sidecar that is loaded here, by id or folder")
     if not isinstance(sidecar, (str, Path)):
         return sidecar
     if str(sidecar).startswith(("http://", "https://")):
@@ -92,7 +111,7 @@ def sidecar_for(
 
         return HTTPSidecar(str(sidecar))
     if sidecar != "self":
-        return load_model(sidecar, probe)
+        return load_model(sidecar, probe, probe_only=probe_only)
     from ada_guard.sidecar.endpoint_rethink import EndpointRethink
 
     if endpoint is None:

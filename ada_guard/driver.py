@@ -79,15 +79,17 @@ class Lane:
 
     def take(self, delta: Delta, checker: Checker) -> Steps[None]:
         """Takes what the source gave, and makes the checks that this makes due."""
-        if delta.finish_reason is not None:
+        session, ends_with = self.session, delta.finish_reason
+        if ends_with is not None:
             self.exhausted = True
-        if self.session.ended:
+        if session.ended:
             return
         ids = delta.token_ids if self.by_ids else ()
-        yield from follow(self.session, self.following, checker, delta.fragments, ids, delta.finish_reason is not None)
-        if delta.finish_reason is not None:
-            self.session.end(delta.finish_reason)
-        yield from settle(self.session, self.following, checker)
+        yield from follow(session, self.following, checker, delta.fragments, ids, ends_with is not None)
+        if ends_with is not None:
+            session.end(ends_with)
+        while session.due is not None:
+            yield from check_due(session, self.following, checker)
 
 
 Flow: TypeAlias = Generator[Event | Step, Any, None]
@@ -108,13 +110,17 @@ def guarded(source: Source, lanes: Sequence[Lane], checker: Checker) -> Flow:
     source_ended = False
     for lane in lanes:
         yield from settle(lane.session, lane.following, checker)
+    # Those that something has happened to: nothing else needs to be looked at for each delta.
+    touched = lanes
     while True:
-        if all(lane.session.ended for lane in lanes) and any(
-            lane.session.cut and not (lane.exhausted and lane.reported) for lane in lanes
+        if (
+            touched[0].session.ended
+            and all(lane.session.ended for lane in lanes)
+            and any(lane.session.cut and not (lane.exhausted and lane.reported) for lane in lanes)
         ):
             yield from source.close()
             source_ended = True
-        for lane in lanes:
+        for lane in lanes if source_ended else touched:
             yield from lane.session.drain()
             if lane.session.ended and not lane.reported and (source_ended or lane.session.cut):
                 lane.reported = True
@@ -125,7 +131,8 @@ def guarded(source: Source, lanes: Sequence[Lane], checker: Checker) -> Flow:
             break
         delta = yield from source.pull()
         source_ended = delta is None
-        for lane in lanes if delta is None else [_lane(lanes, delta)]:
+        touched = lanes if delta is None else [_lane(lanes, delta)]
+        for lane in touched:
             # Without a word of its own, a choice is over when the response is.
             yield from lane.take(delta or Delta(finish_reason="stop"), checker)
         del delta  # a suspended flow must not keep text alive that the session has dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,22 +14,23 @@ from ada_guard.assembly import (
     choices_asked,
     is_local,
     load_model,
+    measurable,
     named_checker,
     salt_asked,
     sidecar_for,
     single_choice,
 )
 from ada_guard.checkers import ProbeChecker, RethinkChecker
-from ada_guard.checking import Calibration, Checker
+from ada_guard.checking import Ask, AskProbe, Calibration, Checker
 from ada_guard.completion import Completion
 from ada_guard.driver import Flow, Lane, Source, adrive, closing, drive, finished, guarded, unguarded
 from ada_guard.errors import ConfigError
 from ada_guard.events import Event
 from ada_guard.guarded_session import GuardedSession, Pushed, fragments_of
-from ada_guard.policy import Policy
+from ada_guard.policy import AutoSchedule, Policy
 from ada_guard.session import StreamSession
 from ada_guard.sidecar.protocol import Conversation, Following, Sidecar
-from ada_guard.steps import Steps, arun, run
+from ada_guard.steps import Steps, Work, arun, run
 from ada_guard.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -54,14 +56,16 @@ class Guard:
         sidecar: What judges. None: the local model itself, in whose decode steps the checks then ride. A local model
             given here becomes a companion.
         checker: Who decides. None: the probe if the sidecar has one, else rethink.
-        policy: When to check and what to do then.
+        policy: When to check and what to do then. An automatic schedule is measured and chosen once: here where a local
+            model judges itself, else by `connect`; `policy` and a log line then hold what was chosen.
         shared_tokenizer: Whether an endpoint's tokenizer is that of the sidecar: the endpoint is then asked for token
             ids, and they define depth. None: only where the endpoint's own model judges.
         check_pass: For a local model that judges itself: ``"fused"`` lets checks ride in the decode step;
             ``"separate"`` is bit-identical to an unguarded run.
 
     Raises:
-        ConfigError: Nothing to judge with; a probe check of a local model without a probe.
+        ConfigError: Nothing to judge with; a probe check of a local model without a probe; an automatic schedule for
+            a sidecar in another process.
     """
 
     def __init__(
@@ -94,6 +98,10 @@ class Guard:
         self._shared_tokenizer = shared_tokenizer
         self._wanted_checker = checker
         self._checker: Checker | None = None
+        if isinstance(self.policy.schedule, AutoSchedule):
+            measured = measurable(self._local if sidecar is None else sidecar)
+            if self._judges_itself:
+                self._choose_schedule(measured)
         if self._local is not None and self._judges_itself:
             self._checker = self._prepared(None if self._local.probe is None else self._local.probe.calibration)
 
@@ -184,7 +192,8 @@ class Guard:
                 rethink.
             policy: When to check and what to do then.
             check_pass: As in the constructor.
-            model_kwargs: ``device``, ``dtype``, ``device_map``, ``revision`` and so on; see `LocalModel`.
+            model_kwargs: ``device``, ``dtype``, ``device_map``, ``revision`` and so on; see `LocalModel`. With
+                ``probe_only=True`` the guard judges what is pushed to it, and generates nothing.
 
         Raises:
             ConfigError: The model or the probe cannot be had, or they do not belong together.
@@ -202,6 +211,7 @@ class Guard:
         sidecar: Sidecar | LocalModel | str | Path,
         tokenizer: str | Path | None = None,
         probe: str | Path | StateProbe | None = None,
+        probe_only: bool = False,
         check: CheckName | Checker | None = None,
         policy: Policy | None = None,
         shared_tokenizer: bool | None = None,
@@ -217,6 +227,8 @@ class Guard:
                 by rethink.
             tokenizer: For ``"self"``: Hugging Face id or folder of the endpoint's tokenizer.
             probe: As in `from_pretrained`, for a sidecar that is loaded here.
+            probe_only: For a sidecar that is loaded here: load no more of it than its probe needs. No other check can
+                then be made with it.
             check: As in `from_pretrained`.
             policy: When to check and what to do then.
             shared_tokenizer: As in the constructor.
@@ -231,7 +243,7 @@ class Guard:
         if unknown := sorted(settings.keys() - {each.name for each in fields(Endpoint) if each.init}):
             raise ConfigError(f"an endpoint has no setting called {', '.join(unknown)}")
         endpoint = Endpoint(base_url=base_url, model=model, **settings)
-        judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe)
+        judge = sidecar_for(endpoint, sidecar, tokenizer=tokenizer, probe=probe, probe_only=probe_only)
         return cls(endpoint, sidecar=judge, checker=checker, policy=policy, shared_tokenizer=shared_tokenizer)
 
     @classmethod
@@ -240,6 +252,7 @@ class Guard:
         sidecar: Sidecar | LocalModel | str | Path,
         *,
         probe: str | Path | StateProbe | None = None,
+        probe_only: bool = False,
         check: CheckName | Checker | None = None,
         policy: Policy | None = None,
     ) -> Guard:
@@ -249,6 +262,7 @@ class Guard:
             sidecar: What judges: the URL of a sidecar server (`ada-guard serve`), a Hugging Face id or folder to load
                 here, ``"reference"``, a loaded local model, or a sidecar.
             probe: As in `from_pretrained`, for a sidecar that is loaded here.
+            probe_only: As in `for_endpoint`.
             check: As in `from_pretrained`.
             policy: When to check and what to do then.
 
@@ -256,7 +270,8 @@ class Guard:
             ConfigError: A setting that cannot work.
         """
         checker = named_checker(check)
-        return cls(sidecar=sidecar_for(None, sidecar, tokenizer=None, probe=probe), checker=checker, policy=policy)
+        judge = sidecar_for(None, sidecar, tokenizer=None, probe=probe, probe_only=probe_only)
+        return cls(sidecar=judge, checker=checker, policy=policy)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -419,8 +434,41 @@ class Guard:
 
     def _connect(self) -> Steps[Checker]:
         if self._checker is None:
-            self._checker = self._prepared((yield from self.sidecar.connect()))
+            calibration = yield from self.sidecar.connect()
+            if isinstance(self.policy.schedule, AutoSchedule):
+                measured = measurable(self.sidecar)
+                yield Work(lambda: self._choose_schedule(measured), measured.worker)
+            self._checker = self._prepared(calibration)
         return self._checker
+
+    def _choose_schedule(self, measured: LocalModel) -> None:
+        """Puts the schedule that an automatic one comes to on this model in its place, for all streams alike."""
+        import logging  # here, as the line below: importing the package is to be quick
+
+        from ada_guard.local.cost import measure
+
+        default: frozenset[type[Ask]] = frozenset({AskProbe})
+        asks = default if self._wanted_checker is None else self._wanted_checker.asks
+        cost = measure(measured, asks, check_pass=self.check_pass)
+        with self._lock:
+            asked = self.policy.schedule
+            if not isinstance(asked, AutoSchedule):
+                return  # two first streams have measured at the same time: what the other one chose holds
+            chosen = asked.chosen(step_ms=cost.step_ms, check_ms=cost.check_ms)
+            self.policy = replace(self.policy, schedule=chosen)
+        logging.getLogger(__name__).info(
+            "%s: schedule %s; a check adds %.1f ms to a step of %.1f ms",
+            asked.spelling,
+            chosen.spelling,
+            cost.check_ms,
+            cost.step_ms,
+        )
+        if cost.check_ms / chosen.interval_tokens > asked.overhead * cost.step_ms:
+            warnings.warn(
+                f"checks every {chosen.interval_tokens} tokens, the sparsest that are chosen, take more than the "
+                f"{asked.overhead:.1%} of the decode time that the schedule allows",
+                stacklevel=3,
+            )
 
     def _close(self) -> Steps[None]:
         parts: list[Callable[[], Steps[None]]] = []
@@ -499,6 +547,7 @@ class Guard:
         """A generation of the local model, which is its own sidecar."""
         from ada_guard.local import LocalStream
 
+        self.model.require_whole()
         own = {
             name: generation[name] for name in ("max_new_tokens", "temperature", "stop", "seed") if name in generation
         }

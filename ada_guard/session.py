@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 
-from ada_guard.delta import Fragment, Usage
+from ada_guard.delta import Channel, Fragment, ToolCall, Usage
 from ada_guard.errors import AdaGuardError, CheckError, ContentFlaggedError
 from ada_guard.events import Check, CheckDecision, Done, Event, FinishReason, Halt, HaltReason, Release, Replace
 from ada_guard.policy import DEFAULT_REPLACEMENT, Policy
@@ -49,6 +50,9 @@ class StreamSession:
 
     def __init__(self, policy: Policy, *, prefill_tokens: int = 0, prefill_text: str = "", choice: int = 0) -> None:
         self._policy = policy
+        # Asked at every token, and the same throughout.
+        self._holds = policy.release == "hold"
+        self._next_due = policy.schedule.next_due(0)
         self._choice = choice
         self._prefill_tokens = prefill_tokens
         self._texts: list[str] = [prefill_text]
@@ -119,13 +123,16 @@ class StreamSession:
 
     def push(self, piece: Piece) -> None:
         """Takes the next piece of the source. Ignored once the stream is cut."""
-        if not self.ended:
+        if self._outcome is not None:
+            return
+        if self._due is None and not self._waiting:
+            self._take(piece)
+        else:
             self._waiting.append(piece)
-            self._advance()
 
     def end(self, finish_reason: FinishReason) -> None:
         """The source has ended by itself."""
-        if not self.ended and self._finish_reason is None:
+        if self._outcome is None and self._finish_reason is None:
             self._finish_reason = finish_reason
             self._advance()
 
@@ -136,10 +143,11 @@ class StreamSession:
             self._record(at, "unchecked", verdict.checker, verdict.reason or "abstain", elapsed_ms, verdict)
             self._unchecked(at, "the checker abstained")
             return
-        self._record(at, "pass" if verdict.passed else "flag", verdict.checker, verdict.reason, elapsed_ms, verdict)
         if verdict.passed:
+            self._record(at, "pass", verdict.checker, verdict.reason, elapsed_ms, verdict)
             self._clear(at)
         else:
+            self._record(at, "flag", verdict.checker, verdict.reason, elapsed_ms, verdict)
             self._flags_in_a_row += 1
             self._pending_flag = verdict
             if self._flags_in_a_row >= self._policy.consecutive:
@@ -233,22 +241,28 @@ class StreamSession:
 
     def _advance(self) -> None:
         """Takes waiting pieces up to the next depth at which a check is due, or to the end."""
-        while not self.ended and self._due is None:
+        while self._outcome is None and self._due is None:
             if self._waiting:
-                piece = self._waiting.popleft()
-                self._held.append(piece)
-                self._texts += [*(other.text for other in piece.others), piece.text]
-                if not piece.is_token:
-                    self._unseen = True
-                else:
-                    self._taken += 1
-                    if self._policy.schedule.is_due(self._taken):
-                        self._due = self._taken
-                self._release_unchecked()
+                self._take(self._waiting.popleft())
             elif self._finish_reason is not None:
                 self._finish()
             else:
                 return
+
+    def _take(self, piece: Piece) -> None:
+        self._held.append(piece)
+        if piece.others:
+            self._texts += [other.text for other in piece.others]
+        self._texts.append(piece.text)
+        if not piece.is_token:
+            self._unseen = True
+        else:
+            self._taken += 1
+            if self._taken == self._next_due:
+                self._due = self._taken
+                self._next_due = self._policy.schedule.next_due(self._taken)
+        if not self._holds:
+            self._release_unchecked()
 
     def _finish(self) -> None:
         # Text without a token, at the very start, is text that no check has seen either.
@@ -269,19 +283,23 @@ class StreamSession:
 
     def _release(self, up_to: int) -> None:
         """Releases the held pieces up to a depth in generated tokens; text without a token goes with the one before."""
-        fragments: list[Fragment] = []
-        while self._held and (self._released < up_to or not self._held[0].is_token):
-            piece = self._held.popleft()
-            fragments += piece.others
+        parts: list[tuple[Channel, ToolCall | None, str]] = []
+        held = self._held
+        while held and (self._released < up_to or not held[0].is_token):
+            piece = held.popleft()
+            if piece.others:
+                parts += [(other.channel, other.call, other.text) for other in piece.others]
             if piece.text:
-                fragments.append(Fragment(text=piece.text))
+                parts.append(("text", None, piece.text))
             if piece.is_token:
                 self._released += 1
                 if piece.token_id is not None:
                     self._token_ids.append(piece.token_id)
+        if not parts:
+            return
         depth = self._prefill_tokens + self._released
-        for (channel, call), run in groupby(fragments, key=lambda fragment: (fragment.channel, fragment.call)):
-            text = "".join(fragment.text for fragment in run)
+        for (channel, call), run in groupby(parts, key=itemgetter(0, 1)):
+            text = "".join([part[2] for part in run])
             self._events.append(Release(text=text, depth=depth, channel=channel, call=call, choice=self._choice))
 
     def _cut(self, at: int, reason: HaltReason, verdict: Verdict | None, why: str = "") -> None:

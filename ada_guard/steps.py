@@ -2,17 +2,19 @@
 
 A function that must wait for a model, a network or a queue returns a generator. It yields steps, is sent their results,
 has their errors thrown into it, and returns its own result: ``piece = yield from source.pull()``.
+
+asyncio and concurrent.futures are loaded on use: they would be most of what importing the guard costs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import time
 from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 __all__ = ["Sleep", "Step", "Steps", "Wait", "Work", "arun", "run", "run_on"]
 
@@ -65,15 +67,19 @@ class Wait:
 
     def run(self) -> Any:
         """Waits in this thread."""
+        from concurrent.futures import CancelledError
+
         try:
             return self.future.result(self.timeout_s)
-        except concurrent.futures.CancelledError:
+        except CancelledError:
             raise RuntimeError("the work was cancelled") from None  # by its owner: nobody cancelled the waiting
         finally:
             self.future.cancel()
 
     async def arun(self) -> Any:
         """Waits on the event loop."""
+        import asyncio
+
         done = asyncio.wrap_future(self.future)
         try:
             await asyncio.wait({done}, timeout=self.timeout_s)
@@ -99,6 +105,8 @@ class Sleep:
 
     async def arun(self) -> None:
         """Sleeps on the event loop."""
+        import asyncio
+
         await asyncio.sleep(self.seconds)
 
 
@@ -136,6 +144,8 @@ async def arun(steps: Steps[T]) -> T:
 
 async def run_on(worker: Executor, call: Callable[[], T]) -> T:
     """Awaits a call on a worker thread; if cancelled, not before the call has left the thread."""
+    import asyncio
+
     job = worker.submit(call)
     done = asyncio.wrap_future(job)
     cancelled = False

@@ -321,6 +321,7 @@ def test_companion_check_sees_exactly_the_settled_ids(probed: LocalModel) -> Non
 
 def test_a_model_that_fails_raises_without_its_text() -> None:
     model = LocalModel(tiny_models.build("llama"), tiny_models.tokenizer())
+    assert model.shortcuts.few_rows  # tried now, before the bomb is placed
     model.model.model.layers[1].mlp = Bomb(model.model.model.layers[1].mlp, at=4)
     guard = Guard(model, checker=RethinkChecker(lookahead_tokens=1), policy=Policy(schedule=Schedule.every(50)))
     with pytest.raises(GenerationError) as caught:

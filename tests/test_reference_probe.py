@@ -15,6 +15,7 @@ from ada_guard.reference.build import build_probe
 from ada_guard.reference.build import main as build
 from ada_guard.reference.data import strays
 from ada_guard.reference.measure import main as measure
+from ada_guard.reference.measure import probe_digest
 from ada_guard.reference.probing import RECIPE, Recipe, bundled_rows
 from ada_guard.reference.rows import own_rows
 from ada_guard.refusals import RefusalMatcher
@@ -35,6 +36,10 @@ def probe() -> LinearProbe:
 @pytest.fixture(scope="module")
 def card(probe: LinearProbe) -> ProbeCard:
     return probe.card
+
+
+def test_the_saved_measurement_is_of_this_probe(probe: LinearProbe) -> None:
+    assert json.loads(SAVED.read_text(encoding="utf-8"))["probe"] == probe_digest(probe)
 
 
 def test_the_card_is_a_full_one_with_every_control(card: ProbeCard) -> None:

@@ -283,6 +283,25 @@ def test_the_smallest_gap_is_no_wider_than_any_real_gap(schedule: Schedule) -> N
     assert schedule.smallest_gap_tokens <= min(b - a for a, b in zip([0, *due], due, strict=False))
 
 
+@given(
+    st.builds(
+        lambda interval, early, later, start: Schedule(
+            interval_tokens=interval,
+            early_tokens=tuple(sorted(early)),
+            later_interval_tokens=later,
+            later_from_tokens=start,
+        ),
+        st.integers(1, 9),
+        st.sets(st.integers(1, 60), max_size=4),
+        st.none() | st.integers(1, 15),
+        st.integers(0, 40),
+    ),
+    st.integers(0, 80),
+)
+def test_the_next_depth_that_is_due_is_the_first_one_behind(schedule: Schedule, behind: int) -> None:
+    assert schedule.next_due(behind) == next(d for d in range(behind + 1, 200) if schedule.is_due(d))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -12,7 +12,7 @@ import typer
 from ada_guard.cli.loading import busy, is_here, quiet, require_meant
 from ada_guard.cli.options import DtypeName
 from ada_guard.errors import ConfigError, MissingExtraError
-from ada_guard.policy import Schedule
+from ada_guard.policy import AutoSchedule, Schedule
 
 if TYPE_CHECKING:
     from ada_guard.local import LocalModel
@@ -110,7 +110,10 @@ def parsed_schedules(text: str) -> dict[str, Schedule]:
     names = parsed_names(text) or ()
     if not names:
         raise ConfigError("--schedules takes names, as default,every:25,every:1")
-    return {name: Schedule.parse(name) for name in names}
+    schedules = {name: Schedule.parse(name) for name in names}
+    if any(isinstance(schedule, AutoSchedule) for schedule in schedules.values()):
+        raise ConfigError("--schedules takes depths that hold on every machine: an interval in the place of auto")
+    return schedules
 
 
 def require_place(out: Path | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ada_guard.cli.loading import busy, load_guard, quiet
+from ada_guard.cli.settings import note_schedule
 from ada_guard.driver import drive, unguarded
 from ada_guard.errors import ConfigError
 from ada_guard.guard import Guard, Messages
@@ -124,6 +125,7 @@ class RemoteOptions:
         guard = Guard(endpoint, sidecar=self._sidecar(endpoint), checker=checker, policy=policy)
         opened.callback(guard.close)
         guard.connect()
+        note_schedule(policy, guard.policy)
 
         def checked(messages: Messages) -> Generator[Event, None, None]:
             asked = raw_prompt(messages) if self.endpoint_api == "completions" else messages

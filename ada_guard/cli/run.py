@@ -10,7 +10,7 @@ from ada_guard.cli import options as opt
 from ada_guard.cli.inputs import conversation
 from ada_guard.cli.loading import load_guard
 from ada_guard.cli.remote import RemoteOptions
-from ada_guard.cli.settings import CheckOptions, generation_settings
+from ada_guard.cli.settings import CheckOptions, generation_settings, note_schedule
 from ada_guard.cli.view import TextView, note, show_json
 from ada_guard.errors import ConfigError
 
@@ -110,6 +110,8 @@ def run(
             guard = load_guard(
                 model, probe=probe, check=checker, policy=policy, check_pass=check_pass, device=device, dtype=dtype
             )
+            if not no_guard:
+                note_schedule(policy, guard.policy)
             stream = guard.unguarded if no_guard else guard.stream
             answer, title = partial(stream, **generation), f"{model}, checks by {guard.checker.name}"
         if checks.lacks_probe and not (no_guard or json or self_check):

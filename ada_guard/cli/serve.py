@@ -19,6 +19,7 @@ OTHER_SESSIONS = 8
 def serve(
     model: opt.Model = "reference",
     probe: opt.Probe = None,
+    probe_only: own.ProbeOnly = False,
     device: opt.Device = None,
     dtype: opt.Dtype = "auto",
     host: own.Host = "127.0.0.1",
@@ -48,7 +49,7 @@ def serve(
         check_timeout_s=check_timeout_s,
     )
     bound = bind(host, port, api_key=api_key)
-    guard = load_guard(model, probe=probe, device=device, dtype=dtype)
+    guard = load_guard(model, probe=probe, device=device, dtype=dtype, probe_only=probe_only)
     if access_log:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("ada_guard.serve").setLevel(logging.INFO)

@@ -10,6 +10,14 @@ PackedName: TypeAlias = Literal["auto", "off"]
 
 _SERVE, _BOUNDS = "Server", "Bounds"
 
+ProbeOnly = Annotated[
+    bool,
+    typer.Option(
+        "--probe-only",
+        help="Load only the blocks up to the probe's layer: less memory. Rethink and cascade cannot be asked then.",
+        rich_help_panel=_SERVE,
+    ),
+]
 Host = Annotated[
     str,
     typer.Option(

@@ -8,10 +8,21 @@ from typing import Any
 from ada_guard.checkers import CascadeChecker, ProbeChecker, RethinkChecker
 from ada_guard.checking import Checker
 from ada_guard.cli.options import CheckName
+from ada_guard.cli.view import note
 from ada_guard.errors import ConfigError
-from ada_guard.policy import DEFAULT_REPLACEMENT, OnError, OnFlag, OwnRefusal, Policy, ReleaseMode, Schedule
+from ada_guard.policy import (
+    DEFAULT_REPLACEMENT,
+    SPARSEST_TOKENS,
+    AutoSchedule,
+    OnError,
+    OnFlag,
+    OwnRefusal,
+    Policy,
+    ReleaseMode,
+    Schedule,
+)
 
-__all__ = ["CheckOptions", "generation_settings"]
+__all__ = ["CheckOptions", "generation_settings", "note_schedule"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +98,20 @@ class CheckOptions:
             check_prompt=self.check_prompt,
             replacement=OwnRefusal() if self.own_refusal else text,
         )
+
+
+def note_schedule(asked: Policy, used: Policy) -> None:
+    """Says what a guard has made of an automatic schedule; nothing of one that was given.
+
+    Args:
+        asked: The policy of the options.
+        used: That of the guard.
+    """
+    if not isinstance(asked.schedule, AutoSchedule) or isinstance(used.schedule, AutoSchedule):
+        return
+    sparsest = used.schedule.interval_tokens == SPARSEST_TOKENS
+    doubt = ", the sparsest that is chosen: checks may take more than that" if sparsest else ""
+    note(f"schedule {asked.schedule.spelling} is {used.schedule.spelling} on this model and machine{doubt}")
 
 
 def generation_settings(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attending", "depends_on_length", "sliding_windows", "written_out"]
+__all__ = ["attending", "depends_on_length", "grouped", "sliding_windows", "written_out"]
 
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the longest position of a pass: rows would change one another."""
@@ -67,6 +67,44 @@ def _rope_types(config: Any) -> list[str]:
     groups = [group for group in found if isinstance(group, dict)]
     groups += [value for group in groups for value in group.values() if isinstance(value, dict)]
     return [str(group.get("rope_type") or group.get("type")) for group in groups]
+
+
+def grouped(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention in which the query heads that share a key head are laid side by side as queries: no key is copied.
+
+    Args:
+        query: ``[heads, queries, head_dim]``.
+        keys: ``[kv_heads, keys, head_dim]``.
+        values: ``[kv_heads, keys, value_dim]``.
+        mask: bool ``[groups * queries, keys]``, True where a query sees a key; None: it sees all. Without `softcap` and
+            `sinks` also of the query's dtype: what is added to the scores.
+        scaling: Of the scores.
+        softcap: Bound of the scores, or None.
+        sinks: Logit of an attention sink for each head, ``[heads]``, or None.
+
+    Returns:
+        ``[heads, queries, value_dim]``.
+    """
+    heads, queries = query.shape[:2]
+    kv_heads = keys.shape[0]
+    folded = query.reshape(kv_heads, heads // kv_heads * queries, -1)
+    if softcap is None and sinks is None:
+        seen = torch.nn.functional.scaled_dot_product_attention(
+            folded[None], keys[None], values[None], attn_mask=mask, scale=scaling
+        )[0]
+    else:
+        each = None if sinks is None else sinks.repeat_interleave(queries).reshape(kv_heads, -1, 1)
+        seen = written_out(folded, keys, values, mask, scaling=scaling, softcap=softcap, sinks=each)
+    return seen.reshape(heads, queries, -1)
 
 
 def written_out(

@@ -19,12 +19,12 @@ from torch import nn
 
 from ada_guard.errors import ConfigError
 
-__all__ = ["BLOCK_INPUT", "HiddenStates", "HookPoint", "decoder_blocks", "hook_position", "reading"]
+__all__ = ["BLOCK_INPUT", "FIRST_NORMS", "HiddenStates", "HookPoint", "decoder_blocks", "hook_position", "reading"]
 
 BLOCK_INPUT = "input"
 """Name of the hook position that reads what goes into the block, before any of its modules."""
 
-_FIRST_NORMS = ("input_layernorm", "operator_norm", "ln_1", "norm1")
+FIRST_NORMS = ("input_layernorm", "operator_norm", "ln_1", "norm1")
 """Pre-attention norms by the name they carry: llama and most; lfm2; gpt2-like; some ViT-like text stacks."""
 
 
@@ -72,7 +72,7 @@ def hook_position(model: nn.Module, layer: int) -> str:
     if not 0 <= layer < len(blocks):
         raise ConfigError(f"layer {layer} does not exist: this model has layers 0 to {len(blocks) - 1}")
     names = {name for name, _ in blocks[layer].named_children()}
-    return next((name for name in _FIRST_NORMS if name in names), BLOCK_INPUT)
+    return next((name for name in FIRST_NORMS if name in names), BLOCK_INPUT)
 
 
 class _AllReadError(Exception):

@@ -7,20 +7,25 @@ so that nothing leaks into the consumer between two of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from ada_guard.checking import Ask, AskLookahead
 from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint, reading
+from ada_guard.local.early_rows import keeping_rows
+from ada_guard.local.few_rows import MOST_ROWS, feeding_few_rows
+from ada_guard.local.growing import grow_in_place
 from ada_guard.local.header import Header
 from ada_guard.local.plan import GenerationPlan
 from ada_guard.local.rollback import can_crop, require_supported
 
 if TYPE_CHECKING:
     from ada_guard.local.model import LocalModel
+    from ada_guard.local.shortcuts import Shortcuts
 
 __all__ = ["CheckPass", "LocalContext"]
 
@@ -40,6 +45,7 @@ class LocalContext:
         plan: As `plan_generation` gives it. Its `input_ids` are the prompt; its cache becomes the context's own.
         check_pass: How checks are fed.
         hook_points: Layers whose state is read at the header. Empty: the model's probe, if it has one.
+        shortcuts: What the passes of checks may leave out; None for what the model was found to take.
     """
 
     def __init__(
@@ -49,8 +55,10 @@ class LocalContext:
         *,
         check_pass: CheckPass = "fused",
         hook_points: Sequence[HookPoint] = (),
+        shortcuts: Shortcuts | None = None,
     ) -> None:
         self.local = model
+        self._shortcuts = model.shortcuts if shortcuts is None else shortcuts
         self._net: Any = model.model
         self._ids = plan.input_ids
         # Taken over, not copied: the plan lives as long as the stream, and must not keep the cache alive.
@@ -59,6 +67,7 @@ class LocalContext:
         if cache is None:
             raise ConfigError("this model keeps no KV cache; the guard needs one")
         self._cache: Any = require_supported(cache)
+        grow_in_place(self._cache)
         self._sparse_logits = self._kwargs.pop("logits_to_keep", None) is not None
         self.unfed_tokens = int(self._ids.shape[1])
         self._prefilled = False
@@ -137,7 +146,7 @@ class LocalContext:
     def _feed(self) -> None:
         self.fed(self.forward(None, rows=[self.unfed_tokens - 1]))
         if self._fused:
-            self._cache.crop(0)
+            self.drop(0)
 
     def fed(self, next_logits: torch.Tensor) -> None:
         """Notes that a pass fed everything unfed and gave these logits behind it, float32 ``[1, vocabulary]``."""
@@ -159,6 +168,7 @@ class LocalContext:
         first: bool = False,
         on_states: Callable[[dict[int, torch.Tensor]], None] | None = None,
         already_extra: int = 0,
+        states_only: bool = False,
     ) -> torch.Tensor:
         """One forward pass over the unfed tokens and `extra`.
 
@@ -168,6 +178,8 @@ class LocalContext:
             first: Whether this is the prefill.
             on_states: Is shown the hidden states of the hook points, each ``[1, rows, hidden]``.
             already_extra: Extra tokens that earlier passes left in the cache.
+            states_only: Of `extra` nothing but the states is wanted: the blocks above them may not see it, and
+                `rows` are rows of the context.
 
         Returns:
             float32 ``[len(rows), vocabulary]``.
@@ -180,15 +192,45 @@ class LocalContext:
                 ids = torch.cat([ids, tail], dim=-1)
                 kwargs = self._extended(already_extra + len(extra))
                 new += len(extra)
-            if self._sparse_logits:
+            if self._sparse_logits and rows:
                 kwargs["logits_to_keep"] = torch.tensor(rows, device=ids.device)
             inputs = self._net.prepare_inputs_for_generation(
                 ids, next_sequence_length=new, is_first_iteration=first, **kwargs
             )
-            with reading(self._net, self.hook_points if on_states else ()) as states:
+            out: Any = None
+            ends = states_only and not self.unfed_tokens
+            with (
+                self._shortened(new, states_only=states_only),
+                reading(self._net, self.hook_points if on_states else (), stop=ends) as states,
+            ):
                 out = self._net(**inputs, return_dict=True)
             if on_states:
                 on_states(states.by_layer)
+            if not rows:
+                return torch.empty((0, 0))
             logits = out.logits[0] if self._sparse_logits else out.logits[0, list(rows)]
             wanted: torch.Tensor = logits.to(dtype=torch.float32, device=self._ids.device, copy=True)
             return wanted
+
+    @contextmanager
+    def _shortened(self, new: int, *, states_only: bool) -> Iterator[None]:
+        """The shortcuts that a pass over `new` tokens takes."""
+        shortcuts, kept = self._shortcuts, self.unfed_tokens
+        last = max((point.layer for point in self.hook_points), default=0)
+        with ExitStack() as ways:
+            # A pass of the context's own in the separate way is the one thing that has to round as ever.
+            if shortcuts.few_rows and self._prefilled and new <= MOST_ROWS and (self._fused or new > kept):
+                ways.enter_context(feeding_few_rows(self._net))
+                if states_only and kept and shortcuts.early_rows:
+                    ways.enter_context(keeping_rows(self._net, kept, total=new, after_layer=last))
+            yield
+
+    def drop(self, tokens: int) -> None:
+        """Takes the last tokens out of the cache again; no more than were fed behind the context."""
+        fed = self._ids.shape[1] - self.unfed_tokens
+        for layer in self._cache.layers:
+            if not isinstance(layer, DynamicLayer):
+                layer.crop(-tokens)
+            elif layer.is_initialized:
+                # Blocks that the tokens never came to have none to drop; sliding windows are shortened even so.
+                layer.crop(fed - layer.get_seq_length())

@@ -27,8 +27,9 @@ class Header:
         self._spec = spec
         # One pass with the whole header serves both checkers where the probe's tokens are its beginning: by causality
         # the state at the role token is the same.
-        serves_both = spec.probe_is_prefix or not context.hook_points
-        self._ids = spec.rethink.ids if full and serves_both else spec.probe.ids
+        both = full and (spec.probe_is_prefix or not context.hook_points)
+        self._ids = spec.rethink.ids if both else spec.probe.ids
+        self._states_only = not both
         self._snapshot: CacheSnapshot | None = CacheSnapshot(context.cache)
         self._fed: tuple[int, ...] = ()
         self._states: dict[int, torch.Tensor] = {}
@@ -40,7 +41,7 @@ class Header:
         if not self._states:
             if self._fed:
                 self._take_out()
-            self._feed(self._ids)
+            self._feed(self._ids, states_only=self._states_only)
         return self._states
 
     def harm_probability(self) -> float:
@@ -89,25 +90,25 @@ class Header:
         """Takes the header out of the context. The tokens it rode with stay."""
         self._take_out()
 
-    def _feed(self, ids: tuple[int, ...]) -> None:
+    def _feed(self, ids: tuple[int, ...], *, states_only: bool = False) -> None:
         context = self._context
         kept = context.unfed_tokens
         probe_row = kept + len(self._spec.probe.ids) - 1
         starts_with_probe = ids[: len(self._spec.probe.ids)] == self._spec.probe.ids
-        rows = [*([kept - 1] if kept else []), kept + len(ids) - 1]
+        rows = [*([kept - 1] if kept else []), *([] if states_only else [kept + len(ids) - 1])]
 
         def read(states: dict[int, torch.Tensor]) -> None:
             if starts_with_probe:
                 self._states = {layer: state[0, probe_row].float() for layer, state in states.items()}
 
-        logits = context.forward(ids, rows=rows, on_states=read)
+        logits = context.forward(ids, rows=rows, on_states=read, states_only=states_only)
         if kept:
-            # The tokens this pass fed belong to the context: only the header is cropped, and what comes later in this
-            # check is put back to the state after that crop.
+            # The tokens this pass fed belong to the context: only the header is dropped, and what comes later in this
+            # check is put back to the state after that.
             context.fed(logits[:1])
             self._snapshot = None
         self._fed = tuple(ids)
-        self._ahead = logits[-1:]
+        self._ahead = None if states_only else logits[-1:]
 
     def _take_out(self) -> None:
         cache = self._context.cache
@@ -116,6 +117,6 @@ class Header:
         elif self._fed:
             if self._with_header is not None:
                 self._with_header.restore()
-            cache.crop(-len(self._fed))
+            self._context.drop(len(self._fed))
             self._snapshot, self._with_header = CacheSnapshot(cache), None
         self._fed = ()

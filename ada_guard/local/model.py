@@ -17,6 +17,8 @@ from ada_guard.checking import Calibration
 from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint, decoder_blocks
 from ada_guard.local.fingerprint import Fingerprint, fingerprint
+from ada_guard.local.lower_blocks import WHY_NOT_WHOLE, is_whole, load_lower_blocks
+from ada_guard.local.shortcuts import NO_SHORTCUTS, Shortcuts, find_shortcuts
 from ada_guard.prompt import Prompt, encode_prompt
 from ada_guard.reference import BASE_DIR, CHAT_DIR
 from ada_guard.spec import ModelSpec
@@ -124,6 +126,7 @@ class LocalModel:
         device: str | None = None,
         dtype: str | torch.dtype = "auto",
         variant: str = "answer",
+        probe_only: bool = False,
         **kwargs: Any,
     ) -> LocalModel:
         """Loads a model by Hugging Face id or folder; ``"reference"`` is the bundled stand-in.
@@ -134,11 +137,16 @@ class LocalModel:
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None leaves it to `device_map` or the CPU.
             dtype: As transformers takes it.
             variant: ``"answer"``, or ``"reasoning"`` for the header of a reasoning model's thinking.
+            probe_only: Load only the blocks up to the probe's layer, for a companion that nothing but the probe is
+                asked of. Weights above are not read from the files.
             kwargs: Passed on to ``AutoModelForCausalLM.from_pretrained`` (``device_map``, ``revision``, ...).
 
         Raises:
-            ConfigError: Nothing there, no such device, no chat template, a probe of another model.
+            ConfigError: Nothing there, no such device, no chat template, a probe of another model; `probe_only`
+                without a probe.
         """
+        if probe_only and probe is None:
+            raise ConfigError("probe_only needs a probe: pass probe=FILE")
         if variant not in ("answer", "reasoning"):
             raise ConfigError("variant must be answer or reasoning")
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -149,7 +157,13 @@ class LocalModel:
         revision = {name: kwargs[name] for name in ("revision", "token", "trust_remote_code") if name in kwargs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-            net: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
+            net: Any = (
+                load_lower_blocks(source, probe.hook_point, dtype=dtype, **kwargs)
+                if probe_only and probe is not None
+                else AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **kwargs)
+            )
+        except ConfigError:
+            raise
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise ConfigError(
                 f"cannot load the model {str(model)!r}: no such folder or id, not a causal language "
@@ -199,6 +213,26 @@ class LocalModel:
     def fingerprint(self) -> Fingerprint:
         """What a probe of this model is tied to."""
         return fingerprint(self.model, self.tokenizer)
+
+    @cached_property
+    def shortcuts(self) -> Shortcuts:
+        """What the passes of checks may leave out on this model; tried once."""
+        # They are for streams that the model writes itself.
+        return NO_SHORTCUTS if self.probe_only else find_shortcuts(self)
+
+    @cached_property
+    def probe_only(self) -> bool:
+        """Whether only the blocks up to the probe's layer are loaded."""
+        return not is_whole(self.model)
+
+    def require_whole(self) -> None:
+        """Refuses what a model that is loaded with ``probe_only`` cannot do.
+
+        Raises:
+            ConfigError: It is one.
+        """
+        if self.probe_only:
+            raise ConfigError(WHY_NOT_WHOLE)
 
     def encode(
         self,

@@ -177,6 +177,13 @@ class LinearProbe:
             differing.append("revision")
         if dtype is not None and card.dtype != dtype:
             differing.append(f"dtype ({card.dtype} then, {dtype} now)")
+        if not card.fingerprint.tells_weights(fingerprint):
+            warnings.warn(
+                "whether the probe was fitted on these weights cannot be told: its card, an older one, says nothing of "
+                "the blocks that are loaded; collect and fit again, or load the whole model",
+                ProbeWarning,
+                stacklevel=3,
+            )
         if differing:
             warnings.warn(
                 f"the probe was fitted on another model ({', '.join(differing)} differ): what its card says of false "

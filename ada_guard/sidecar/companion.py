@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from ada_guard.checking import LOOKAHEAD_TOKENS, Ask, Calibration, CheckContext, Checker
+from ada_guard.checking import LOOKAHEAD_TOKENS, Ask, AskLookahead, Calibration, CheckContext, Checker
 from ada_guard.delta import Fragment
 from ada_guard.errors import CheckError, ConfigError
 from ada_guard.local.model import LocalModel
@@ -45,7 +45,7 @@ class LocalSidecar:
         pool: Keyword arguments of `Pool`: bounds of sessions, queue and KV memory.
 
     Raises:
-        ConfigError: An unknown `on_long_answer`, or a context too short for ``"slide"``.
+        ConfigError: An unknown `on_long_answer`, or a context too short for ``"slide"``; a bound that `Pool` refuses.
     """
 
     def __init__(
@@ -96,8 +96,16 @@ class LocalSidecar:
         return None if self.model.probe is None else self.model.probe.calibration
 
     def open(self, conversation: Conversation, *, asks: frozenset[type[Ask]], schedule: Schedule) -> Steps[Companion]:
-        """Begins to follow a stream; its prompt is read in the background from now on."""
+        """Begins to follow a stream; its prompt is read in the background from now on.
+
+        Raises:
+            ConfigError: The checks ask for a lookahead, and only the model's lower blocks are loaded; the conversation
+                cannot be shown to the model.
+            CheckError: There is no room.
+        """
         del schedule  # a sidecar in this process is asked when a check is due
+        if AskLookahead in asks:
+            self.model.require_whole()
         # A long conversation takes milliseconds to encode, which an event loop has not got.
         view: View = yield Work(lambda: view_of(self.model, conversation), self.model.worker)
         return Companion(self, view, asks)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ada_guard.checking import LOOKAHEAD_TOKENS
+from ada_guard.errors import ConfigError
 from ada_guard.local.attention import depends_on_length
+from ada_guard.local.blocks import reading
 from ada_guard.local.model import LocalModel
 from ada_guard.sidecar.arena import Arena
 from ada_guard.sidecar.packed import PackedModel, Row, RowResult
@@ -70,8 +72,14 @@ def open_memory(model: LocalModel, *, kv_bytes: int | None, packed: bool | None)
         model: The model.
         kv_bytes: Bound of the arena; None is a share of what there is.
         packed: False does not try.
+
+    Raises:
+        ConfigError: Only the model's lower blocks are loaded, and it cannot be packed: a cache for each stream needs
+            the whole model.
     """
     why = "switched off" if packed is False else _why_not_packed(model)
+    if why is not None and model.probe_only:
+        raise ConfigError(f"this model must be loaded as a whole, without probe_only: its rows are not packed ({why})")
     if why is not None:
         return SerialMemory(model, why)
     return PackedMemory(model, kv_bytes if kv_bytes is not None else _default_bytes(model.model.device))
@@ -151,7 +159,9 @@ def _bytes_per_token(model: LocalModel) -> int:
     arena = Arena(64, device=model.model.device)
     span = arena.take(8)
     assert span is not None
-    PackedModel(model, arena).feed([Row(span=span, start=0, ids=[0, 0], wants_next=True)], full=True)
+    whole = not model.probe_only
+    row = Row(span=span, start=0, ids=[0, 0], probe_at=None if whole else 1, wants_next=whole)
+    PackedModel(model, arena).feed([row], full=whole)
     return arena.bytes_per_token
 
 
@@ -187,11 +197,20 @@ def _fed(
         Row(span=span, start=start, ids=part, wants_next=True)
         for span, start, part in zip(spans, starts, ids, strict=True)
     ]
-    return list(packed.logits(rows))
+    return list(packed.said(rows))
 
 
 def _alone(model: LocalModel, ids: list[int]) -> torch.Tensor:
+    """What `PackedModel.said` ought to say of a sequence."""
+    fed = torch.tensor([ids], device=model.model.device)
+    said: torch.Tensor
     with model.lock, torch.inference_mode():
-        out = model.model(input_ids=torch.tensor([ids], device=model.model.device), use_cache=False)
-        logits: torch.Tensor = out.logits[0, -1].float()
-        return logits
+        if not model.probe_only:
+            said = model.model(input_ids=fed, use_cache=False).logits[0, -1].float()
+            return said
+        assert model.probe is not None
+        point = model.probe.hook_point
+        with reading(model.model, [point], stop=True) as states:
+            model.model(input_ids=fed, use_cache=False)
+        said = states.by_layer[point.layer][0, -1].float()
+        return said

@@ -73,12 +73,18 @@ class PackedModel:
             states, logits = self._pass(*self._inputs(rows), batch, full=full)
             return self._results(rows, batch, states, logits)
 
-    def logits(self, rows: Sequence[Row]) -> torch.Tensor:
-        """As `feed`, for a trial: the logits behind each row, float32 ``[rows, vocabulary]``."""
+    def said(self, rows: Sequence[Row]) -> torch.Tensor:
+        """As `feed`, for a trial: what the model says behind each row, float32.
+
+        Returns:
+            Logits ``[rows, vocabulary]``; where only the lower blocks are loaded, states ``[rows, hidden]``.
+        """
         batch = Batch(self.arena, rows, self._layers, latents=self._latents)
         with self.model.lock, torch.inference_mode(), self._attention(batch):
-            _, logits = self._pass(*self._inputs(rows), batch, full=True)
-            assert logits is not None
+            states, logits = self._pass(*self._inputs(rows), batch, full=not self.model.probe_only)
+            if logits is None:
+                assert states is not None
+                logits = states[[end - 1 for end in batch.ends]]
             return logits.float()
 
     def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:

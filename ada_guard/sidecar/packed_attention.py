@@ -5,6 +5,7 @@ Registered with transformers under a name; a forward pass uses it while its conf
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import CacheLayerMixin
 
-from ada_guard.local.attention import written_out
+from ada_guard.local.attention import grouped
 from ada_guard.sidecar.arena import Arena, Span
 
 __all__ = ["ATTENTION", "ArenaLayer", "Batch", "Row", "running"]
@@ -65,22 +66,35 @@ class Batch:
         self.ends: list[int] = []
         for row in rows:
             self.ends.append((self.ends[-1] if self.ends else 0) + len(row.ids))
-        self._masks: dict[tuple[int, int, int, int | None], torch.Tensor | None] = {}
+        self._masks: dict[tuple[int, int, int, int | None, torch.device, bool], torch.Tensor | None] = {}
 
     def places(self) -> Iterator[tuple[Row, int, int]]:
         """Each row with its beginning and end in the pass."""
         for row, end in zip(self.rows, self.ends, strict=True):
             yield row, end - len(row.ids), end
 
-    def mask(self, row: Row, groups: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """Which of a row's keys each query sees, bool ``[groups * queries, keys]``; None if all do.
+    def mask(
+        self, row: Row, groups: int, window: int | None, query: torch.Tensor, *, added: bool
+    ) -> torch.Tensor | None:
+        """Which of a row's keys each query sees, ``[groups * queries, keys]``; None if all do.
 
         Keys that no query of the row can see because of a sliding window are left out on the left.
+
+        Args:
+            row: The row.
+            groups: Query heads that share a key head.
+            window: Of the layer, in tokens.
+            query: Gives device and dtype.
+            added: As numbers to be added to the scores: made once for all layers, where a kernel would make them of a
+                bool mask in each. Else bool.
         """
         queries = len(row.ids)
-        key = (row.start, queries, groups, window)
+        key = (row.start, queries, groups, window, query.device, added)
         if key not in self._masks:
-            self._masks[key] = None if queries == 1 else _mask(row, _first_key(row, window), groups, window, device)
+            mask = None if queries == 1 else _mask(row, _first_key(row, window), groups, window, query.device)
+            if mask is not None and added:
+                mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+            self._masks[key] = mask
         return self._masks[key]
 
 
@@ -177,6 +191,7 @@ def _attend(
         raise RuntimeError("a sidecar uses this model: run it under the lock of its LocalModel")
     layer = batch.layers[module.layer_idx]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    stock = softcap is None and s_aux is None  # a kernel of torch, which takes masks that are added
     out: list[torch.Tensor] = []
     offset = 0
     memory = None if batch.latents else batch.arena.layer(layer.index, key, value)
@@ -189,19 +204,8 @@ def _attend(
         else:
             at = row.span.start
             keys, values = memory[0][:, at + first : at + length], memory[1][:, at + first : at + length]
-        # The query heads that share a key head are laid side by side as further queries: no key is copied.
-        heads, groups = keys.shape[0], query.shape[1] // keys.shape[0]
-        folded = query[0, :, begin:end].reshape(heads, groups * (end - begin), -1)
-        mask = batch.mask(row, groups, layer.window, query.device)
-        if softcap is None and s_aux is None:
-            seen = torch.nn.functional.scaled_dot_product_attention(
-                folded[None], keys[None], values[None], attn_mask=mask, scale=scaling
-            )[0]
-        else:
-            sinks = None if s_aux is None else s_aux.reshape(heads, groups, 1).expand(-1, -1, end - begin)
-            sinks = None if sinks is None else sinks.reshape(heads, -1, 1)
-            seen = written_out(folded, keys, values, mask, scaling=scaling, softcap=softcap, sinks=sinks)
-        out.append(seen.reshape(heads * groups, end - begin, -1))
+        mask = batch.mask(row, query.shape[1] // keys.shape[0], layer.window, query, added=stock)
+        out.append(grouped(query[0, :, begin:end], keys, values, mask, scaling=scaling, softcap=softcap, sinks=s_aux))
     return torch.cat(out, dim=1).transpose(0, 1)[None].contiguous(), None
 
 

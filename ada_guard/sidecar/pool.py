@@ -42,11 +42,16 @@ class Pool:
         max_waiting: Checks that may wait at once; one more is a `CheckError`.
         kv_bytes: Bound of the memory for keys and values, in bytes; None: 1 GiB on a CPU, half of what is free on a
             GPU.
-        batch_tokens: Most tokens in one forward pass.
+        batch_tokens: Most tokens in one forward pass; None: 256 on a CPU, which is as fast at that as it gets, so that
+            more would only let everybody wait for everybody; 8,192 on a GPU.
         chunk_tokens: Most tokens of one stream in one pass: a long prompt is read in pieces between the others' checks.
         max_retained: Finished conversations whose memory is kept for their next turn; 0 keeps none.
         window_ms: How long the first work waits for that of other streams, in milliseconds.
         packed: None: rows of many streams share a pass if this model turns out to take it. False: one at a time.
+
+    Raises:
+        ConfigError: A bound that cannot work; a model of which only the lower blocks are loaded and whose rows cannot
+            share a pass.
     """
 
     def __init__(
@@ -78,10 +83,13 @@ class Pool:
         self._max_sessions = max_sessions
         self._max_waiting = max_waiting
         self._max_retained = max_retained
-        self._batch_tokens = batch_tokens or (8192 if on_gpu else 1024)
+        self._batch_tokens = batch_tokens or (8192 if on_gpu else 256)
         self._chunk = min(chunk_tokens, self._batch_tokens)
         self._window_s = window_ms / 1000.0
-        self._open_memory: Callable[[], Memory] = lambda: open_memory(model, kv_bytes=kv_bytes, packed=packed)
+        self._open_memory: Callable[[], Memory] = partial(open_memory, model, kv_bytes=kv_bytes, packed=packed)
+        if model.probe_only:  # such a model cannot be run in another way: better to know at once
+            opened = self._open_memory()
+            self._open_memory = lambda: opened
         self._tenancy: Tenancy | None = None
         self._changed = threading.Condition()
         self._slots: set[Slot] = set()

@@ -56,8 +56,9 @@ class Transcript:
         self._coalesce = coalesce
         self._pushes: list[_Push] = []
         self._half: Fragment | None = None
-        self._owed: dict[Lane, str] = {}
+        self._owed: dict[Lane, list[str]] = {}
         self._settled: dict[Lane, int] = {}
+        self._settled_pushes = 0
         self._calls: dict[int, ToolCall] = {}
         self._calls_done: set[int] = set()
         self._owed_bytes = 0
@@ -93,17 +94,17 @@ class Transcript:
         ahead = self._expected_tokens()
         if not self._coalesce or ahead > MAX_UNSENT_TOKENS:
             return True
-        return bool(self._due_depths(self.generated_tokens + ahead, most=1))
+        return self._schedule.next_due(self.generated_tokens) <= self.generated_tokens + ahead
 
     def due_next(self) -> list[int]:
         """The next depths, in generated tokens, at which checks may become due with what there is."""
-        reach = max(self._ids, self.generated_tokens + self._owed_bytes)
-        return self._due_depths(min(reach, self.generated_tokens + MAX_UNSENT_TOKENS), most=ORDERED_AHEAD)
+        known = self.generated_tokens
+        reach = min(max(self._ids, known + self._owed_bytes), known + MAX_UNSENT_TOKENS)
+        return self._due_depths(known, reach, most=ORDERED_AHEAD)
 
     def due_after(self, depth: int) -> list[int]:
         """Further depths, in generated tokens, that are due in what is settled already."""
-        depths = range(depth + 1, self.generated_tokens + 1)
-        return [n for n in depths if self._schedule.is_due(n)][: ORDERED_AHEAD - 1]
+        return self._due_depths(depth, self.generated_tokens, most=ORDERED_AHEAD - 1)
 
     def parts(self, start: int, end: int) -> list[Part]:
         """Pushes as they are sent: those without ids joined, those with ids apart, as each belongs to its text."""
@@ -161,19 +162,20 @@ class Transcript:
         Args:
             final: Whether the stream has ended.
         """
-        rest = [each for each in self._rest() if each.channel != "tool_call"]
+        rest = self._rest()
         if final:
             rest += [
-                Fragment(text=self._owed.get(("tool_call", index), ""), channel="tool_call", call=call)
+                Fragment(text="".join(self._owed.get(("tool_call", index), ())), channel="tool_call", call=call)
                 for index, call in self._calls.items()
                 if index not in self._calls_done
             ]
         if not rest:
             return []
-        due = self._due_depths(self.generated_tokens + MAX_UNSENT_TOKENS, most=1) or [self.generated_tokens + 1]
+        tokens = self._schedule.next_due(self.generated_tokens) - self.generated_tokens
+        tokens = tokens if tokens <= MAX_UNSENT_TOKENS else 1
         text_only = all(fragment.channel == "text" for fragment in rest)
         last = Piece(text="".join(each.text for each in rest)) if text_only else Piece(others=tuple(rest))
-        return self.settle([*[Piece()] * (due[0] - self.generated_tokens - 1), last], from_start=False)
+        return self.settle([*[Piece()] * (tokens - 1), last], from_start=False)
 
     def forget(self) -> None:
         """Drops all text."""
@@ -192,7 +194,8 @@ class Transcript:
             lane = _lane(fragment)
             if lane[1] is not None:
                 self._calls[lane[1]] = merged_call(self._calls.get(lane[1]), fragment.call or ToolCall(index=0))
-            self._owed[lane] = self._owed.get(lane, "") + fragment.text
+            if fragment.text:
+                self._owed.setdefault(lane, []).append(fragment.text)
             self._owed_bytes += len(fragment.text.encode())
         self._ids += len(token_ids)
         size = sum(len(fragment.text.encode()) for fragment in fragments)
@@ -236,22 +239,29 @@ class Transcript:
         for fragment in fragments:
             by_lane.setdefault(_lane(fragment), []).append(fragment.text)
         texts = {lane: "".join(pieces) for lane, pieces in by_lane.items()}
-        if any(not self._owed.get(lane, "").startswith(text) for lane, text in texts.items()):
+        owed = {lane: "".join(self._owed.get(lane, ())) for lane in texts}
+        if any(not owed[lane].startswith(text) for lane, text in texts.items()):
             raise CheckError("the sidecar server gave back other text than it was given")
         for lane, text in texts.items():
-            self._owed[lane] = self._owed.get(lane, "")[len(text) :]
+            self._owed[lane] = [rest] if (rest := owed[lane][len(text) :]) else []
             self._settled[lane] = self._settled.get(lane, 0) + len(text)
             self._owed_bytes -= len(text.encode())
 
     def _rest(self) -> list[Fragment]:
-        """What is not settled, in order."""
+        """What is not settled, in order, tool calls left out. What has been settled is not looked at another time."""
+        self.sent = len(self._pushes)  # nothing is sent any more, so that no push grows
         settled, rest = dict(self._settled), list[Fragment]()
-        for fragment in (fragment for push in self._pushes for fragment in push.fragments):
-            lane = _lane(fragment)
-            skipped = min(settled.get(lane, 0), len(fragment.text))
-            settled[lane] = settled.get(lane, 0) - skipped
-            if fragment.text[skipped:]:
-                rest.append(replace(fragment, text=fragment.text[skipped:]))
+        for at, push in enumerate(self._pushes[self._settled_pushes :], self._settled_pushes + 1):
+            for fragment in push.fragments:
+                if fragment.channel == "tool_call":
+                    continue
+                lane = _lane(fragment)
+                skipped = min(settled.get(lane, 0), len(fragment.text))
+                settled[lane] = settled.get(lane, 0) - skipped
+                if fragment.text[skipped:]:
+                    rest.append(replace(fragment, text=fragment.text[skipped:]))
+            if not rest:
+                self._settled, self._settled_pushes = dict(settled), at
         return rest
 
     def _expected_tokens(self) -> int:
@@ -260,13 +270,10 @@ class Transcript:
             return self._ids - self.generated_tokens - self._tail_ids
         return int((self._owed_bytes - self._tail_bytes) / (self._bytes_per_token * MARGIN))
 
-    def _due_depths(self, up_to: int, *, most: int) -> list[int]:
+    def _due_depths(self, behind: int, up_to: int, *, most: int) -> list[int]:
         due: list[int] = []
-        for depth in range(self.generated_tokens + 1, up_to + 1):
-            if self._schedule.is_due(depth):
-                due.append(depth)
-                if len(due) == most:
-                    break
+        while len(due) < most and (behind := self._schedule.next_due(behind)) <= up_to:
+            due.append(behind)
         return due
 
 

@@ -39,9 +39,9 @@ class Relay(relay.Relay[ChatGenerationChunk]):
         *,
         model_name: str | None = None,
         raises: bool = False,
-        step: Callable[[], AbstractContextManager[None]] = unobserved,
+        step: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        super().__init__(self._seen, step=step)
+        super().__init__(self._seen, step=step or unobserved())
         self._reader = MessageReader()
         self._raises = raises
         self._model_name = model_name

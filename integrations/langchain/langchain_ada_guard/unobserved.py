@@ -7,10 +7,9 @@ would give its raw tokens to all of them: to `astream_events`, to LangGraph's st
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, Token, copy_context
 from dataclasses import is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableConfig
@@ -36,29 +35,61 @@ class _Inert(BaseCallbackHandler):
 _INERT = _Inert()
 
 
-@contextmanager
-def unobserved() -> Iterator[None]:
+def _untraced() -> Context:
+    with tracing_context(enabled=False, parent=False):
+        return copy_context()
+
+
+_UNTRACED = tuple(Context().run(_untraced).items())
+"""What LangSmith sets in order not to trace, found once: to have it done for each chunk is most of a chunk's cost."""
+
+
+class unobserved:  # noqa: N801  # it is written as ``with unobserved():``
     """For one step of the model inside: no callback and no tracer from outside reaches what it calls.
 
-    Must be entered and left within one step, never around a ``yield``: a generator shares its consumer's context.
+    Must be entered and left within one step, never around a ``yield``: a generator shares its consumer's context. One
+    object serves all steps of a stream, one after the other: it remembers what a config is without its observers.
     """
-    shown: list[tuple[ContextVar[Any], Any]] = [
-        (var_child_runnable_config, _quiet(var_child_runnable_config.get())),
-        (tracing.tracing_v2_callback_var, None),
-        # Where an environment variable asks for a handler, LangChain makes one unless there is one.
-        *(
-            (variable, _INERT if env and env_var_is_set(env) else None)
-            for variable, _, _, env in tracing._configure_hooks
-        ),
-    ]
-    tokens = [(variable, variable.set(value)) for variable, value in shown if variable.get(None) is not value]
-    try:
-        # Without a parent it need not look for one, which is half of its work; this runs once a chunk.
-        with tracing_context(enabled=False, parent=False):
-            yield
-    finally:
-        for variable, token in tokens:
+
+    def __init__(self) -> None:
+        self._config: RunnableConfig | None = None
+        self._without: RunnableConfig | None = None
+        self._tokens: list[tuple[ContextVar[Any], Token[Any]]] = []
+        self._kept: list[tuple[ContextVar[Any], Any]] = []
+
+    def __call__(self) -> Self:
+        """Itself, for whoever asks for a context manager before each step."""
+        return self
+
+    def __enter__(self) -> None:
+        config = var_child_runnable_config.get()
+        if config is not self._config:
+            self._config, self._without = config, _quiet(config)
+        shown: list[tuple[ContextVar[Any], Any]] = [
+            (var_child_runnable_config, self._without),
+            (tracing.tracing_v2_callback_var, None),
+            # Where an environment variable asks for a handler, LangChain makes one unless there is one.
+            *(
+                (variable, _INERT if env and env_var_is_set(env) else None)
+                for variable, _, _, env in tracing._configure_hooks
+            ),
+        ]
+        # Setting a variable costs several times what looking at it does, and most are what they should be.
+        self._tokens = [(variable, variable.set(value)) for variable, value in shown if variable.get(None) is not value]
+        self._kept = []
+        for variable, value in _UNTRACED:
+            if variable.get(None) is value:
+                self._kept.append((variable, value))
+            else:
+                self._tokens.append((variable, variable.set(value)))
+
+    def __exit__(self, *_: object) -> None:
+        for variable, token in reversed(self._tokens):
             variable.reset(token)
+        for variable, value in self._kept:
+            if variable.get(None) is not value:
+                variable.set(value)
+        self._tokens = []
 
 
 def _quiet(config: RunnableConfig | None) -> RunnableConfig | None:

@@ -104,6 +104,7 @@ def chat_on(model: LocalModel, flag_from: int = 10**9, policy: Policy = EVERY_TO
 @contextmanager
 def counted(model: LocalModel) -> Iterator[list[int]]:
     """The forward passes of a model while the block lasts."""
+    assert model.shortcuts  # tried once for a model, in passes that are none of the block's
     passes: list[int] = []
     handle = model.model.register_forward_hook(lambda *_: passes.append(1))
     try:

@@ -25,7 +25,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.config import get_config, get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import get_runtime
-from langsmith.run_helpers import get_current_run_tree, tracing_context
+from langsmith.run_helpers import get_current_run_tree, get_tracing_context, tracing_context
 from pydantic import PrivateAttr
 
 from ada_guard import Guard, Policy
@@ -225,6 +225,34 @@ def test_a_step_sees_no_observer_and_leaves_them_in_place() -> None:
                 assert dict(iter(_context())) == before
     finally:
         var_child_runnable_config.reset(token)
+
+
+def test_a_stream_hides_from_each_step_what_observes_it_at_that_step() -> None:
+    step = unobserved()
+    for watching in (None, Watching(), Watching()):
+        config: Any = None if watching is None else {"callbacks": [watching], "configurable": {"known": watching}}
+        token = var_child_runnable_config.set(config)
+        try:
+            with tracing_context(enabled=watching is not None), step():
+                shown: Any = var_child_runnable_config.get() or {}
+                assert not shown.get("callbacks")
+                assert shown.get("configurable", {}).get("known") is watching
+                assert get_tracing_context()["enabled"] is False
+        finally:
+            var_child_runnable_config.reset(token)
+
+
+@pytest.mark.parametrize("enabled", [None, True])
+def test_what_a_step_sets_for_its_tracing_does_not_outlast_it(enabled: bool | None) -> None:
+    step, left = unobserved(), []
+    with tracing_context(enabled=enabled):
+        for _ in range(2):
+            with step():
+                # As a generator inside leaves it that yields within such a block.
+                left.append(tracing_context(enabled=True, project_name="theirs", tags=["theirs"]))
+                left[-1].__enter__()
+            shown = get_tracing_context()
+            assert (shown["enabled"], shown["project_name"], shown["tags"]) == (enabled, None, None)
 
 
 def _context() -> Iterator[tuple[Any, Any]]:
