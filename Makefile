@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ENGINES := .venv-engines
 LOWEST := .venv-lowest
+NEMO := .venv-nemo
+WORKERS := 2
+# Torch in one thread each: processes with as many threads as there are cores starve one another.
+PARALLEL := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-engines leaks lint types format docs bench reference measure evaluations clean
+.PHONY: help demo test test-matrix test-engines leaks lint types format docs bench bench-nemo soak reference measure evaluations clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +32,8 @@ $(VENV)/.dev: $(VENV)/.run integrations/langchain/pyproject.toml integrations/ll
 demo: $(VENV)/.run ## watch an attack with and without the guard
 	@$(BIN)/ada-guard demo
 
-test: $(VENV)/.dev ## run all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.dev ## run all tests, in WORKERS=2 processes
+	$(PARALLEL) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # The oldest LangChain that its package supports, everything else as in constraints.txt.
 $(LOWEST)/.ready: pyproject.toml constraints.txt requirements-dev.txt integrations/langchain/pyproject.toml integrations/langchain/tests/lowest.txt
@@ -41,7 +45,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt requirements-dev.txt integratio
 	@touch $@
 
 test-matrix: $(LOWEST)/.ready ## run LangChain's tests on the oldest versions that are supported
-	$(LOWEST)/bin/python -m pytest -q integrations/langchain
+	$(PARALLEL) $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile integrations/langchain
 
 # An environment for the server alone: vLLM and we want different versions of transformers. The audio and image builds
 # that come with it were not made for this torch, and vLLM fails to start when it finds them.
@@ -76,14 +80,28 @@ docs: $(VENV)/.dev ## build the documentation into site/
 	$(PIP) mkdocs-material
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev ## measure the fused check, the pool, a soak and LangChain's overhead (25 minutes); writes benchmarks/results
-	$(BIN)/python benchmarks/fused_step.py
-	$(BIN)/python benchmarks/bf16_divergence.py
+bench: $(VENV)/.dev ## measure steps, whole streams, the pool and what needs no model (15 minutes); writes results and tables
+	$(BIN)/python benchmarks/decode_step.py
+	$(BIN)/python benchmarks/whole_stream.py
 	$(BIN)/python benchmarks/pool.py
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/machinery.py
+	$(BIN)/python benchmarks/bf16_divergence.py
 	$(BIN)/python benchmarks/langchain_overhead.py
+	$(BIN)/python benchmarks/tables.py
 
-reference: $(VENV)/.dev ## train the reference model and its probe again (about 15 minutes)
+soak: $(VENV)/.dev ## run many streams with random disconnects (11 minutes); writes benchmarks/results
+	$(BIN)/python benchmarks/soak.py
+
+# NVIDIA NeMo Guardrails wants versions of its own of much that we use too.
+$(NEMO)/.ready: benchmarks/nemo/requirements.txt
+	$(PYTHON) -m venv $(NEMO)
+	$(NEMO)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/nemo/requirements.txt
+	@touch $@
+
+bench-nemo: $(VENV)/.dev $(NEMO)/.ready ## measure guarded streams beside NeMo Guardrails' (0.3 GB, once; 5 minutes)
+	$(BIN)/python benchmarks/streaming_guards.py
+
+reference: $(VENV)/.dev ## train the reference model and its probe again (about 20 minutes)
 	$(BIN)/python -m ada_guard.reference.build
 
 measure: $(VENV)/.dev ## the reference model's table: writes benchmarks/results/reference.json
@@ -97,5 +115,5 @@ evaluations: $(VENV)/.dev ## every evaluation of the reference model (7 minutes)
 	$(BIN)/python benchmarks/tables.py
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) $(ENGINES) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(ENGINES) $(LOWEST) $(NEMO) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

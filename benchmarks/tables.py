@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from ada_guard.evals.report.summary import summary
 from ada_guard.evals.report.tables import as_markdown, tables
 from ada_guard.evals.result import EvalResult
 
+sys.path.append(str(Path(__file__).parent))  # a test loads this file as it is, not as a script
+from performance_page import page_blocks  # found there
+from performance_plots import PICTURES, is_fresh, write  # likewise
+from performance_results import Results  # likewise
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+DRAWN = ROOT / "docs" / "performance"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -35,15 +42,18 @@ def reference_table() -> str:
 
 def cost_table() -> str:
     """What a check at every token costs."""
-    saved = load("fused_step")
-    lines = ["| depth | plain step | fused check at every token | separate pass at every token |", "|---|---|---|---|"]
-    for row in saved["results"]:
-        ms = row["median_ms"]
-        lines.append(
-            f"| {row['depth']} | {ms['plain']:.0f} ms | {ms['fused']:.0f} ms ({row['fused_to_plain']:.2f}x) "
-            f"| {ms['separate']:.0f} ms ({row['separate_to_plain']:.2f}x) |"
-        )
-    return "\n".join([*lines, "", f"{saved['model']}; {saved['device']}; `{saved['command']}`"])
+    saved = load("decode_step")
+    lines = [
+        "| depth | a step of `generate` | our step without a check | fused check at every token "
+        "| separate pass at every token |",
+        "|---|---|---|---|---|",
+    ]
+    rows = {(row["depth"], row["contender"]): row for row in saved["rows"] if row["family"] == "llama"}
+    for depth in sorted({depth for depth, _ in rows}):
+        steps = [rows[depth, name] for name in ("generate", "unguarded", "fused", "separate")]
+        cells = [f"{row['median_ms']:.0f} ms ({row['to_generate']:.2f}x)" for row in steps]
+        lines.append(f"| {depth:,} | {' | '.join([cells[0].partition(' (')[0], *cells[1:]])} |")
+    return "\n".join([*lines, "", f"{saved['models']['llama']}; {saved['machine']}; `{saved['command']}`"])
 
 
 def divergence_table() -> str:
@@ -66,6 +76,8 @@ def pool_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in saved["rows"]:
+        if row.get("loaded") == "whole":
+            continue  # the page on performance has both ways of loading
         low, high = row["cpu_ratio_range"]
         rate, p50, p99 = row["checks_per_s"], row["p50_ms"]["pool"], row["p99_ms"]["pool"]
         kv = row["kv_mib_per_stream"]
@@ -73,7 +85,8 @@ def pool_table() -> str:
             f"| {row['streams']} | {row['new_tokens']} | {row['cpu_ratio']:.1f} ({low:.1f} to {high:.1f}) "
             f"| {rate['pool']:.0f} / {rate['alone']:.0f} | {p50:.0f} / {p99:.0f} ms | {kv:.1f} MiB |"
         )
-    return "\n".join([*lines, "", f"{saved['model']}; {saved['device']}; `{saved['command']}`"])
+    machine = saved.get("machine") or saved["device"]
+    return "\n".join([*lines, "", f"{saved['model']}; {machine}; `{saved['command']}`"])
 
 
 def engines_table() -> str:
@@ -215,6 +228,7 @@ PAGES = {
     ROOT / "docs" / "probes.md": {"collect": collect_table},
     ROOT / "docs" / "evaluations.md": {"evaluations": evaluations_table},
     ROOT / "docs" / "llama_index.md": {"after-cut": llama_index_after_cut_table},
+    ROOT / "docs" / "performance.md": page_blocks(RESULTS),
     ROOT / "docs" / "threat_model.md": {"summary": summary_table},
 }
 
@@ -232,16 +246,24 @@ def rewritten(page: Path) -> str:
     return text
 
 
+def stale_pictures() -> list[str]:
+    """Names of pictures that are not of the saved results."""
+    return [name for name in PICTURES if not is_fresh(Results(RESULTS), name, DRAWN / f"{name}.svg")]
+
+
 def main() -> int:
     """Rewrites the pages, or checks them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rewritten(page)]
+    pictures = stale_pictures()
     if options.check:
-        return int(bool(stale))
+        return int(bool(stale or pictures))
     for page in stale:
         page.write_text(rewritten(page), encoding="utf-8")
+    for name in pictures:
+        write(Results(RESULTS), name, DRAWN / f"{name}.svg")
     return 0
 
 
