@@ -121,7 +121,7 @@ def _of_machinery(surface: str, schedule: str) -> Callable[[Saved], float | None
 
 
 def _of_import(saved: Saved) -> float | None:
-    row = pick(saved["rows"], surface="import", entry="ada_guard")
+    row = pick(saved.get("imports", []), entry="ada_guard")
     return None if row is None else row["above_wall_ms"]
 
 

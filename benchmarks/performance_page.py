@@ -239,8 +239,7 @@ def import_table(saved: Saved) -> str:
             str(row["modules"]),
             str(row["n"]),
         ]
-        for row in saved["rows"]
-        if row["surface"] == "import"
+        for row in saved.get("imports", ())
     ]
     columns = ["", "beyond an empty interpreter (least)", "whole process, median", "its CPU time", "modules", "n"]
     return table(columns, rows) if rows else "*Imports were not timed in this run.*"

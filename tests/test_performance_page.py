@@ -141,8 +141,8 @@ SAVED: dict[str, dict[str, Any]] = {
                 "us_per_token": {"machinery": spread(us)},
             }
             for surface, us in (("session", 4.0), ("stream", 12.0))
-        ]
-        + [
+        ],
+        "imports": [
             {
                 "surface": "import",
                 "entry": "ada_guard",
@@ -152,7 +152,7 @@ SAVED: dict[str, dict[str, Any]] = {
                 "above_wall_ms": 90.0,
                 "modules": 130,
             }
-        ]
+        ],
     },
 }
 
