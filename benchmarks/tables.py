@@ -59,9 +59,10 @@ def cost_table() -> str:
 def divergence_table() -> str:
     """How often a guarded greedy run differs from the unguarded one."""
     saved = load("bf16_divergence")
-    lines = ["| dtype | checks | interval | runs identical to the unguarded one |", "|---|---|---|---|"]
+    lines = ["| dtype | checks | checker | interval | runs identical to `generate`'s |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['dtype']} | {row['check_pass']} | {row['interval_tokens']} | {row['identical']} of {row['of']} |"
+        f"| {row['dtype']} | {row['check_pass']} | {row['checker']} | {row['interval_tokens']} "
+        f"| {row['identical']} of {row['of']} |"
         for row in saved["rows"]
     ]
     return "\n".join([*lines, "", f"{saved['model']} model, {saved['tokens']} tokens, greedy; `{saved['command']}`"])

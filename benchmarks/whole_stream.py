@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--family", choices=families(), default="llama")
     parser.add_argument("--prompt-words", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=100, help="of an answer, in whole blocks of the interval")
-    parser.add_argument("--rounds", type=int, default=3, help="answers of each contender")
+    parser.add_argument("--rounds", type=int, default=2, help="answers of each contender")
     parser.add_argument("--planted-size", choices=SIZES, default="tiny", help="model on which tokens are counted")
     parser.add_argument("--places", type=int, default=9, help="of the unsafe token, over one interval")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
