@@ -9,6 +9,7 @@ import pytest
 from ada_guard import CheckError, ConfigError
 from ada_guard.assembly import load_model
 from ada_guard.evals.cases import harmful_rows, rows_digest
+from ada_guard.evals.identity import model_digest
 from ada_guard.evals.lineup import Lineup
 from ada_guard.evals.prefill import evaluate_prefill
 from ada_guard.evals.result import EvalResult
@@ -62,7 +63,7 @@ def test_each_depth_is_counted_for_each_system(tiny: LocalModel) -> None:
     assert outcomes(result, "early") == {10: (2, 2, 1), 30: (1, 1, 1), 40: (1, 1, 1)}
     assert outcomes(result, "late") == {10: (0, 2, 1), 30: (1, 1, 1), 40: (1, 1, 1)}
     assert (result.seed, result.model, result.command) == (7, "tiny", "ada-guard eval prefill")
-    assert result.data == {"harmful": rows_digest(rows[:3])}
+    assert result.data == {"harmful": rows_digest(rows[:3]), "model": model_digest(tiny)}
     assert told[-1] == ("deep prefills", 3, 3)
     assert "depth 30 (1 of 3), 40 (1 of 3)" in result.notes[0]
 

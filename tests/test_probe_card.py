@@ -299,7 +299,8 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(folder: Path, arguments: t
     assert not (folder / "x").exists()
 
 
-def test_show_prints_the_bundled_probes_card_with_its_controls() -> None:
+def test_show_prints_the_bundled_probes_card_with_its_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = run("probe", "show", "reference")
     assert code == 0
     assert f"layer {LinearProbe.load(PROBE_FILE).card.layer}" in out
