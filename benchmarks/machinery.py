@@ -228,7 +228,7 @@ def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=["tiny", "full"], default="full", help="tiny: a dry run")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--device", default="cpu", help="named in the result: nothing here uses it")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--size", default="0.4b", choices=sorted(kit.SIZES))
     parser.add_argument("--streams", type=int, action="append", help="default: 1, 8, 32, 128")
     parser.add_argument("--new-tokens", type=int, action="append", help="default: 25, 1")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kv-mib", type=int, default=2048)
     parser.add_argument("--batch-tokens", type=int, help="default: the pool's own")
