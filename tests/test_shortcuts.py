@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ada_guard.checking import AskLookahead, AskProbe
@@ -196,3 +197,58 @@ def test_room_is_not_copied_for_every_token() -> None:
         made.next_logits()
         rooms.add(made.cache.layers[0].rooms[0].data_ptr())
     assert len(rooms) == 1
+
+
+def test_an_attention_switched_after_the_trial_is_the_one_that_is_used() -> None:
+    model = LocalModel(tiny_models.build("llama"), tiny_models.tokenizer())
+    expected = said(context(model, NO_SHORTCUTS), frozenset({AskProbe}))
+    asked: list[str] = []
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        asked.append("theirs")
+        return AttentionInterface()["sdpa"](*args, **kwargs)
+
+    AttentionInterface.register("theirs", theirs)
+    AttentionMaskInterface.register("theirs", AttentionMaskInterface()["sdpa"])
+    model.model.set_attn_implementation("theirs")
+    for one, other in zip(expected, said(context(model, BOTH), frozenset({AskProbe})), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
+    assert asked
+
+
+def test_a_model_is_tried_in_its_own_thread_and_not_where_a_context_is_made() -> None:
+    model = LocalModel(tiny_models.build("llama"), tiny_models.tokenizer())
+    made = LocalContext(model, plan_reading(model.model, PROMPT))
+    assert "shortcuts" not in vars(model)
+    made.next_logits()
+    assert vars(model)["shortcuts"] == BOTH
+
+
+class Fails(nn.Module):
+    """A part of a block that fails once."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.failed = inner, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_next"])
+def test_a_separate_check_that_fails_half_way_leaves_the_context_as_it_was(name: str) -> None:
+    model = LocalModel(tiny_models.build(name), tiny_models.tokenizer())
+    expected = said(context(model, NO_SHORTCUTS, "separate"), frozenset({AskProbe}))
+    made = context(model, NO_SHORTCUTS, "separate")
+    made.next_logits()
+    made.append([50])
+    block = decoder_blocks(model.model)[2]
+    block.mlp = Fails(block.mlp)
+    with pytest.raises(RuntimeError), made.reinjected(frozenset({AskProbe})):
+        pass
+    with made.reinjected(frozenset({AskProbe})) as header:
+        torch.testing.assert_close(header.hidden_states()[LAYER], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.next_logits()[0], expected[1], atol=1e-4, rtol=1e-4)

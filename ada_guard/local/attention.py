@@ -32,7 +32,8 @@ def attending(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         for config, old in zip(configs, before, strict=True):
-            config._attn_implementation_internal = old
+            if config._attn_implementation_internal == name:  # else somebody has switched it meanwhile
+                config._attn_implementation_internal = old
 
 
 def sliding_windows(config: Any, layers: int) -> list[int | None]:

@@ -17,11 +17,11 @@ from ada_guard.checking import Ask, AskLookahead
 from ada_guard.errors import ConfigError
 from ada_guard.local.blocks import HookPoint, reading
 from ada_guard.local.early_rows import keeping_rows
-from ada_guard.local.few_rows import MOST_ROWS, feeding_few_rows
+from ada_guard.local.few_rows import MOST_ROWS, feeding_few_rows, takes_few_rows
 from ada_guard.local.growing import grow_in_place
 from ada_guard.local.header import Header
 from ada_guard.local.plan import GenerationPlan
-from ada_guard.local.rollback import can_crop, require_supported
+from ada_guard.local.rollback import CacheSnapshot, can_crop, require_supported
 
 if TYPE_CHECKING:
     from ada_guard.local.model import LocalModel
@@ -58,7 +58,7 @@ class LocalContext:
         shortcuts: Shortcuts | None = None,
     ) -> None:
         self.local = model
-        self._shortcuts = model.shortcuts if shortcuts is None else shortcuts
+        self._shortcuts = shortcuts
         self._net: Any = model.model
         self._ids = plan.input_ids
         # Taken over, not copied: the plan lives as long as the stream, and must not keep the cache alive.
@@ -124,7 +124,13 @@ class LocalContext:
         """
         self._prefill()
         if not self._fused and self.unfed_tokens:
-            self._feed()
+            before = CacheSnapshot(self._cache)
+            try:
+                self._feed()
+            except BaseException:
+                # A pass that failed half-way has fed some blocks; the tokens will be fed again.
+                before.restore()
+                raise
         header = Header(self, full=AskLookahead in asks)
         try:
             yield header
@@ -137,6 +143,9 @@ class LocalContext:
         """Feeds the prompt in one pass of its own, as an unguarded run does."""
         if self._prefilled:
             return
+        if self._shortcuts is None:
+            # Here, and not where the context is made: a trial is work for the model's own thread.
+            self._shortcuts = self.local.shortcuts
         self.fed(self.forward(None, rows=[self.unfed_tokens - 1], first=True))
         self._prefilled = True
         self._fused = self._want_fused and can_crop(self._cache)
@@ -216,12 +225,14 @@ class LocalContext:
     def _shortened(self, new: int, *, states_only: bool) -> Iterator[None]:
         """The shortcuts that a pass over `new` tokens takes."""
         shortcuts, kept = self._shortcuts, self.unfed_tokens
+        # Asked each time: who switches the model's attention after the trial has it run as it is.
+        few = shortcuts is not None and shortcuts.few_rows and takes_few_rows(self._net)
         last = max((point.layer for point in self.hook_points), default=0)
         with ExitStack() as ways:
             # A pass of the context's own in the separate way is the one thing that has to round as ever.
-            if shortcuts.few_rows and self._prefilled and new <= MOST_ROWS and (self._fused or new > kept):
+            if few and self._prefilled and new <= MOST_ROWS and (self._fused or new > kept):
                 ways.enter_context(feeding_few_rows(self._net))
-                if states_only and kept and shortcuts.early_rows:
+                if states_only and kept and shortcuts is not None and shortcuts.early_rows:
                     ways.enter_context(keeping_rows(self._net, kept, total=new, after_layer=last))
             yield
 
