@@ -35,7 +35,7 @@ def generated(model: Any, messages: list[dict[str, str]], tokens: int) -> list[i
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--device", default=None)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bf16_divergence.json")
