@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ada_guard.local import LocalModel
 from ada_guard.local.blocks import HookPoint, decoder_blocks, reading
+from ada_guard.local.shortcuts import NO_SHORTCUTS
 from ada_guard.policy import Schedule
 from ada_guard.probe.cached_pass import CachedPass, hook_points
 from ada_guard.probe.encoding import RowEncoder, random_ids
@@ -93,7 +94,8 @@ def random_task(
         max_position_embeddings=4096,
     )
     net: Any = LlamaForCausalLM(config).to(dtype=dtype, device=device).eval()
-    model: Any = SimpleNamespace(model=net, lock=threading.Lock())
+    # The cached way is that of a model which takes no shortcuts.
+    model: Any = SimpleNamespace(model=net, lock=threading.Lock(), shortcuts=NO_SHORTCUTS)
     ids = torch.randint(100, 30_000, (count, PROMPT_TOKENS + DEPTHS[-1])).tolist()
     responses = [
         EncodedResponse(prompt_ids=row[:PROMPT_TOKENS], response_ids=row[PROMPT_TOKENS:], depths=DEPTHS) for row in ids
